@@ -1,0 +1,157 @@
+/* The state memory: one memfd that the supervisor holds, in which every finished optimizer step
+ * survives the trainer. Layout (all sizes fixed at creation):
+ *
+ *     page 0      header: magic, version, sizes, run, model, ladder (the supervisor's own bytes)
+ *     page 1, 2   records A and B: the newest valid one wins. The record is the commit.
+ *     page 3      the pinned record: the supervisor's copy for the save in flight
+ *     page 4      one word for each slot
+ *     page 5..    one sum table for each slot (u64 for each MiB of the block)
+ *     2 MiB..     slots: the block of four sections
+ *
+ * Slot words change only by compare-and-swap:
+ *
+ *     empty --begin--> writing --commit--> sealed --begin--> writing ...
+ *     sealed <--pin/unpin--> sealed+pinned        (supervisor only)
+ *
+ * Only the trainer takes `writing` and seals; only the supervisor pins, unpins (after waitpid of
+ * the saver), and clears `writing` (after waitpid of the trainer). At most one pin.
+ * A record is valid when its own sum matches and its slot's word is sealed with the record's
+ * slot_sequence. The last finished step is that of the valid record with the greatest sequence. */
+#pragma once
+
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/seal.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define STATE_MAGIC UINT64_C(0x31657461745354) /* "TState1" */
+#define STATE_LAYOUT_VERSION 1
+#define STATE_PAGE ((size_t)4096)
+#define STATE_SLOTS_MAX 3
+#define STATE_LADDER_BYTES 1024
+#define STATE_INTERVENTIONS_MAX 48
+#define STATE_RUN_ID_SIZE 16
+
+enum intervention_kind {
+	INTERVENTION_CONFIG = 1,      /* value: "key=value" of a schedule key */
+	INTERVENTION_SKIP_WINDOW = 2, /* value: number of images jumped over */
+	INTERVENTION_ENGINE = 3,      /* value: engine name */
+	INTERVENTION_DATA = 4,        /* value: hex of the new data digest's first 16 bytes */
+	INTERVENTION_FOLDED = 5,      /* the oldest, folded: value is a digest's first 16 bytes in hex */
+};
+
+struct intervention {
+	uint64_t step; /* takes effect before this step index is computed */
+	uint32_t kind;
+	uint32_t reserved;
+	char value[48]; /* NUL-terminated */
+};
+
+/* Everything a restart needs besides the block. Fixed little-endian layout; 4 KiB. */
+struct state_record {
+	uint64_t sequence;      /* of this record, from 1 */
+	uint64_t slot_sequence; /* of the slot it speaks of */
+	uint32_t slot;
+	uint32_t branch;
+	uint8_t run_id[STATE_RUN_ID_SIZE];
+	uint64_t step;         /* finished steps, skipped ones included */
+	uint64_t update_count; /* finished optimizer updates: AdamW, learning rate, EMA count by it */
+	uint64_t images_seen;  /* the data cursor */
+	uint64_t skipped_count; /* non-finite updates, all together */
+	uint64_t skipped_in_row;
+	uint64_t trained_ns; /* seconds of training behind this state; not part of the bits */
+	float loss;          /* of the last finished step */
+	uint32_t intervention_count;
+	struct digest model_digest; /* tensor_table_digest */
+	struct digest data_digest;
+	struct digest fingerprint;
+	struct digest sums_digest; /* of the slot's sum table */
+	struct intervention interventions[STATE_INTERVENTIONS_MAX];
+	uint8_t reserved[4096 - 8 * 9 - 4 * 4 - 16 - 32 * 4 - STATE_INTERVENTIONS_MAX * 64];
+	uint64_t check; /* first 8 bytes of BLAKE2b over all before */
+};
+_Static_assert(sizeof(struct intervention) == 64, "layout");
+_Static_assert(sizeof(struct state_record) == 4096, "layout");
+
+struct state_header {
+	uint64_t magic;
+	uint32_t layout_version;
+	uint32_t slot_count;
+	uint64_t section_bytes;
+	uint64_t block_bytes; /* 4 * section_bytes */
+	uint64_t total_bytes;
+	uint8_t run_id[STATE_RUN_ID_SIZE];
+	struct digest model_digest;
+	uint64_t check; /* over all above */
+	uint8_t ladder[STATE_LADDER_BYTES]; /* the supervisor's; carries its own check */
+};
+
+enum slot_state { SLOT_EMPTY, SLOT_WRITING, SLOT_SEALED };
+
+/* A view of the memory. The supervisor maps only what is before the slots (block == NULL). */
+struct state {
+	int fd;
+	uint8_t *map;
+	size_t mapped_bytes;
+	bool with_slots;
+	struct state_header *header;
+};
+
+/* Creates, sizes and allocates the memfd (fallocate: too little memory is -ENOMEM here, not a
+ * SIGBUS later), writes the header, seals the size. Returns the descriptor (close-on-exec). */
+int state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run_id,
+	const struct digest *model_digest, struct error *err);
+/* Bytes that state_create would take. */
+uint64_t state_total_bytes(uint64_t section_bytes, uint32_t slot_count);
+
+/* Maps fd. with_slots: everything, faulted in. Checks magic, version, sizes against the file's own
+ * size, and seals. The descriptor stays the caller's. */
+int state_map(struct state *state, int fd, bool with_slots, struct error *err);
+void state_unmap(struct state *state);
+/* -ESTALE with the reason when it belongs to another run or model. */
+int state_check_identity(const struct state *state, const uint8_t *run_id,
+	const struct digest *model_digest, struct error *err);
+
+/* The block and the sum table of a slot (maps with slots only). */
+float *state_section(const struct state *state, uint32_t slot, uint32_t section);
+uint64_t *state_sums(const struct state *state, uint32_t slot);
+uint64_t state_sum_count(const struct state *state);
+
+/* The newest valid record, copied and re-read until stable. -ENOENT when there is none. */
+int state_newest_record(const struct state *state, struct state_record *ret);
+
+/* -- trainer -- */
+/* Takes an unpinned slot that is not current. With two slots and the other one pinned it takes the
+ * current one itself (in place); with one slot and a pin, -EBUSY: the caller waits. */
+int state_begin_write(struct state *state, uint32_t *ret_slot);
+/* Seals the slot and then writes the record; fills in sequence, slot_sequence, slot and check. The
+ * sum table of the slot must be complete and its digest in the record. */
+void state_commit(struct state *state, uint32_t slot, struct state_record *record);
+/* A skipped update: a new record for the current slot and nothing else. */
+void state_commit_record(struct state *state, struct state_record *record);
+/* Gives a slot in writing back as empty (before anything was destroyed in it). */
+void state_abort_write(struct state *state, uint32_t slot);
+/* All slots empty, all records void: after `memory corrupt`. */
+void state_empty_all(struct state *state);
+
+/* -- supervisor -- */
+/* Copies the newest record to the pinned page and pins its slot. -ENOENT, -EBUSY (pinned already). */
+int state_pin_newest(struct state *state, struct state_record *ret);
+void state_unpin_all(struct state *state);
+/* After waitpid of the trainer: writing -> empty. */
+void state_clear_writing(struct state *state);
+
+/* -- saver -- */
+/* The pinned record and its slot; -ENOENT when nothing is pinned. */
+int state_pinned_record(const struct state *state, struct state_record *ret);
+/* True while the slot is sealed with this sequence and pinned. */
+bool state_still_pinned(const struct state *state, const struct state_record *record);
+enum slot_state state_slot_state(const struct state *state, uint32_t slot, uint64_t *ret_sequence,
+	bool *ret_pinned);
+
+void state_record_seal(struct state_record *record);        /* fills in check */
+bool state_record_valid(const struct state_record *record); /* check, bounds */

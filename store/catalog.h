@@ -1,0 +1,52 @@
+/* catalog.sqlite: an index over the checkpoint files, rebuildable from them. Written by `save` and
+ * by recovery (worker role prepare), read by everybody. WAL, synchronous=FULL, STRICT tables; each
+ * row carries a digest of its columns. The door of SQLite for this database. */
+#pragma once
+
+#include "base/error.h"
+#include "store/checkpoint.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct catalog; /* one connection; used by one thread */
+
+enum catalog_mode { CATALOG_READ, CATALOG_WRITE };
+
+/* Opens an existing catalog (never creates). -ENOENT, -EBADMSG (not a database, wrong schema,
+ * quick_check fails), -EPROTONOSUPPORT (a newer user_version). */
+int catalog_open(const char *run_dir, enum catalog_mode mode, struct catalog **ret,
+	struct error *err);
+void catalog_close(struct catalog *catalog);
+
+/* Builds a fresh database beside the old one and puts it in place (DESIGN section 6: build
+ * catalog.new, close, move the old aside, unlink its -wal and -shm, fsync, rename, fsync). Only
+ * under the run lock with nobody on it. fill writes the rows. */
+int catalog_replace(const char *run_dir, int run_fd,
+	int (*fill)(struct catalog *catalog, void *context, struct error *err), void *context,
+	struct error *err);
+
+struct catalog_row {
+	char id[CHECKPOINT_ID_SIZE];
+	uint64_t step;
+	uint32_t branch;
+	enum checkpoint_state state;
+	struct digest root, parent_root;
+	uint64_t file_bytes;
+	double loss; /* NaN when unknown */
+	uint64_t trained_seconds;
+	bool keep;
+	char created[CLOCK_TEXT_SIZE];
+	char readback[8]; /* "direct", "cache" or "" */
+	char text[160];   /* why, when not verified */
+};
+
+/* Inserts or updates by id. */
+int catalog_put(struct catalog *catalog, const struct catalog_row *row, struct error *err);
+int catalog_set_state(struct catalog *catalog, const char *id, enum checkpoint_state state,
+	const char *text, struct error *err);
+int catalog_get(struct catalog *catalog, const char *id, struct catalog_row *ret,
+	struct error *err);
+/* All rows, newest step first; malloc'ed. Rows whose digest does not match are dropped and counted. */
+int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *ret_count,
+	uint32_t *ret_bad, struct error *err);

@@ -1,0 +1,45 @@
+/* The line: which branches and steps count. A rollback begins a new branch, committed by one file,
+ * checkpoints/branch-0002.json. A checkpoint (branch, step) is on the line if its branch is the
+ * current one, or is an ancestor's and its step is not beyond the fork. Branch 1 has no file. The
+ * current branch is the one with the greatest number. */
+#pragma once
+
+#include "base/digest.h"
+#include "base/error.h"
+#include "proto/state.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define LINE_BRANCHES_MAX 9999
+#define LINE_INTERVENTIONS_MAX 8
+
+struct line_branch {
+	uint32_t branch; /* 1.. */
+	uint32_t parent; /* 0 for branch 1 */
+	uint64_t fork_step;
+	struct digest fork_root;
+	bool suspect;    /* made by the ladder: what it left behind on the parent is suspect */
+	char why[160];
+	char created[32];
+	/* Applied when the branch reaches their step: skipped windows, the safe engine. */
+	uint32_t intervention_count;
+	struct intervention interventions[LINE_INTERVENTIONS_MAX];
+};
+
+struct line {
+	uint32_t count;
+	struct line_branch *branches; /* by number; owned */
+	uint32_t current;
+};
+
+/* Reads every branch file under the checkpoints folder. A broken one is -EBADMSG with its name. */
+int line_load(int checkpoints_fd, struct line *ret, struct error *err);
+void line_fini(struct line *line);
+bool line_contains(const struct line *line, uint32_t branch, uint64_t step);
+/* True when (branch, step) was left behind by a ladder fork. */
+bool line_is_suspect(const struct line *line, uint32_t branch, uint64_t step);
+const struct line_branch *line_find(const struct line *line, uint32_t branch);
+/* Commits a new branch durably and adds it to the line; fills in branch->branch, parent, created. */
+int line_fork(int checkpoints_fd, struct line *line, struct line_branch *branch,
+	struct error *err);

@@ -1,0 +1,52 @@
+/* What a start does with RUN/checkpoints: scan, adopt, mark, and pick the newest verified on the
+ * line. Under the run lock. Idempotent: run twice it changes nothing. */
+#pragma once
+
+#include "base/error.h"
+#include "store/catalog.h"
+#include "store/checkpoint.h"
+#include "store/line.h"
+#include "store/run.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* Each finding is told to the caller: one line for the log and the events. */
+typedef void recovery_report(void *context, const char *kind, const char *level, uint64_t step,
+	const char *text);
+
+struct recovery_summary {
+	char catalog[16];        /* ok | created | rebuilt */
+	uint32_t branch;         /* current */
+	uint32_t on_line_count;  /* candidates on the line */
+	bool has_newest;
+	struct catalog_row newest; /* newest candidate on the line, verified or found */
+};
+
+/* Removes leftover partials, opens or rebuilds the catalog, adopts files without a row (found),
+ * marks rows without a file (missing), sets keep marks, completes unlinks of deleted rows. */
+int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,
+	recovery_report *report, void *context, struct recovery_summary *ret, struct error *err);
+
+/* Newest first on the line: reads, hashes, marks what fails, until one verifies. Fills block (one
+ * whole block) and sums. -ENOENT: none on the line at all; -EAGAIN: some exist but all are
+ * unreadable or refused now (wait and try again: never start from scratch). */
+int recovery_load(const char *run_dir, int run_fd, const struct run *run,
+	const struct tensor_table *table, void *block, uint64_t *sums, uint32_t threads,
+	_Atomic uint64_t *moves, recovery_report *report, void *context,
+	struct checkpoint_info *ret, struct error *err);
+
+/* The newest verified one on the line without reading data, for sample and export; id NULL or ""
+ * for the newest. Opens it too. */
+int recovery_pick(const char *run_dir, int run_fd, const char *id, struct checkpoint_info *ret,
+	int *ret_fd, struct error *err);
+
+/* Steps 7 to 9 of a commit: the row, then retention (row deleted, unlink, fsync folder). Fault
+ * points: save.catalogued, save.retained. *ret_catalogued false and err filled in when the row could
+ * not be written: the checkpoint stands all the same. */
+int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
+	const struct checkpoint_source *source, const struct config *config, bool *ret_catalogued,
+	recovery_report *report, void *context, struct error *err);
+/* Before step 1, and again on ENOSPC: deletes until bytes are free or only two verified stay. */
+int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, const struct config *config,
+	recovery_report *report, void *context, struct error *err);

@@ -1,0 +1,27 @@
+/* Which checkpoints go. Pure: rows in, decision out. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct retention_item {
+	uint64_t step;
+	uint32_t branch;
+	uint64_t file_bytes;
+	bool verified, on_line, keep, corrupt;
+	bool remove; /* the decision */
+};
+
+struct retention_policy {
+	uint32_t keep_last;       /* newest verified on the line */
+	uint64_t keep_every;      /* first verified at or after each multiple; 0 none */
+	uint32_t abandoned_last;  /* newest abandoned ones that stay for a while */
+	uint32_t corrupt_last;    /* corrupt files kept for inspection */
+};
+
+/* items in any order. Never removes: kept ones, the newest two verified on the line. */
+void retention_decide(struct retention_item *items, uint32_t count,
+	const struct retention_policy *policy);
+/* For a full disk: marks the next single item to give up (abandoned first, then oldest verified
+ * beyond two); false when nothing may go. */
+bool retention_make_room(struct retention_item *items, uint32_t count);
