@@ -3,7 +3,8 @@
  *
  *     page 0      header: magic, version, sizes, run, model, ladder (the supervisor's own bytes)
  *     page 1, 2   records A and B: the newest valid one wins. The record is the commit.
- *     page 3      the pinned record: the supervisor's copy for the save in flight
+ *     page 3      the pinned record: the supervisor's copy for the save in flight. It counts like
+ *                 A and B: with two slots and a pin it may be the only record of a whole state
  *     page 4      one word for each slot
  *     page 5..    one sum table for each slot (u64 for each MiB of the block)
  *     2 MiB..     slots: the block of four sections
@@ -15,6 +16,7 @@
  *
  * Only the trainer takes `writing` and seals; only the supervisor pins, unpins (after waitpid of
  * the saver), and clears `writing` (after waitpid of the trainer). At most one pin.
+ * The sequence in a word only grows, also through empty and writing.
  * A record is valid when its own sum matches and its slot's word is sealed with the record's
  * slot_sequence. The last finished step is that of the valid record with the greatest sequence. */
 #pragma once

@@ -1,0 +1,148 @@
+/* Shared memory of a fixed size. fallocate of a memfd does not fail when memory is short: the
+ * kernel reclaims, then kills somebody. So what is left is read first, from the machine and from
+ * every control group above us, and asking for more is an error with both numbers in it. */
+#include "proto/memfd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define SIZE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define CGROUP_ROOT "/sys/fs/cgroup"
+
+/* The number in a one-line file; UINT64_MAX for "max" and for a file that is not there. */
+static uint64_t read_number(const char *dir, const char *name)
+{
+	char path[PATH_MAX + 64], line[64];
+	uint64_t number = UINT64_MAX;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	FILE *file = fopen(path, "re");
+	if (file == NULL)
+		return UINT64_MAX;
+	if (fgets(line, sizeof(line), file) != NULL && line[0] >= '0' && line[0] <= '9')
+		number = strtoull(line, NULL, 10);
+	fclose(file);
+	return number;
+}
+
+/* The number after key in a file of "key number" lines; fallback when it is not there. */
+static uint64_t read_key(const char *path, const char *key, uint64_t fallback)
+{
+	char line[128];
+	uint64_t number = fallback;
+	size_t length = strlen(key);
+	FILE *file = fopen(path, "re");
+
+	if (file == NULL)
+		return fallback;
+	while (fgets(line, sizeof(line), file) != NULL)
+		if (strncmp(line, key, length) == 0 && line[length] == ' ') {
+			number = strtoull(line + length, NULL, 10);
+			break;
+		}
+	fclose(file);
+	return number;
+}
+
+/* In bytes; UINT64_MAX when the kernel does not say. */
+static uint64_t machine_available(void)
+{
+	uint64_t kib = read_key("/proc/meminfo", "MemAvailable:", UINT64_MAX);
+
+	return kib > UINT64_MAX / 1024 ? UINT64_MAX : kib * 1024;
+}
+
+/* Used by one control group; file pages can be dropped, so they do not count. */
+static uint64_t cgroup_used(const char *dir)
+{
+	char path[PATH_MAX + 64];
+	uint64_t used = read_number(dir, "memory.current");
+
+	snprintf(path, sizeof(path), "%s/memory.stat", dir);
+	uint64_t file = read_key(path, "inactive_file", 0) + read_key(path, "active_file", 0);
+	return used == UINT64_MAX || file > used ? used : used - file;
+}
+
+/* The least that any control group (v2) from ours up to the root still allows. */
+static uint64_t cgroup_available(void)
+{
+	char line[PATH_MAX], dir[PATH_MAX + 32] = CGROUP_ROOT;
+	uint64_t least = UINT64_MAX;
+	FILE *file = fopen("/proc/self/cgroup", "re");
+
+	if (file != NULL) {
+		while (fgets(line, sizeof(line), file) != NULL)
+			if (strncmp(line, "0::/", 4) == 0) {
+				line[strcspn(line, "\n")] = '\0';
+				snprintf(dir, sizeof(dir), "%s%s", CGROUP_ROOT, line + 3);
+			}
+		fclose(file);
+	}
+	for (;;) {
+		uint64_t max = read_number(dir, "memory.max");
+		uint64_t used = cgroup_used(dir);
+
+		if (max != UINT64_MAX && used != UINT64_MAX && max < least)
+			least = used < max ? max - used : 0;
+		char *slash = strrchr(dir, '/');
+		if (strlen(dir) <= strlen(CGROUP_ROOT) || slash == NULL)
+			return least;
+		*slash = '\0';
+	}
+}
+
+static int memory_check(const char *name, uint64_t size, struct error *err)
+{
+	uint64_t machine = machine_available(), group = cgroup_available();
+	uint64_t available = machine < group ? machine : group;
+
+	if (size <= available)
+		return 0;
+	return error_set(err, -ENOMEM,
+		"%s needs %" PRIu64 " MiB of memory and %" PRIu64 " MiB are available%s: "
+		"use fewer slots, a smaller model or more memory",
+		name, size >> 20, available >> 20, group < machine ? " to this control group" : "");
+}
+
+int memfd_create_sized(
+	const char *name, uint64_t size, const void *head, size_t head_size, struct error *err)
+{
+	int r = memory_check(name, size, err);
+
+	if (r < 0)
+		return r;
+	if (size > INT64_MAX)
+		return error_set(err, -EFBIG, "%s: too large", name);
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return error_set(
+			err, -errno, "%s: cannot make shared memory: %s", name, strerror(errno));
+	if (ftruncate(fd, (off_t)size) < 0 || fallocate(fd, 0, 0, (off_t)size) < 0) {
+		r = errno == ENOSPC ? -ENOMEM : -errno;
+		error_set(err, r, "%s: cannot allocate %" PRIu64 " MiB: %s", name, size >> 20,
+			strerror(-r));
+	} else if (pwrite(fd, head, head_size, 0) != (ssize_t)head_size) {
+		r = error_set(err, -EIO, "%s: cannot write its header", name);
+	} else if (fcntl(fd, F_ADD_SEALS, SIZE_SEALS) < 0) {
+		r = error_set(err, -errno, "%s: cannot seal its size: %s", name, strerror(errno));
+	}
+	if (r < 0) {
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+bool memfd_size_sealed(int fd)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+
+	return seals >= 0 && (seals & SIZE_SEALS) == SIZE_SEALS;
+}

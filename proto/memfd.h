@@ -1,0 +1,16 @@
+/* Shared memory of a fixed size: what the state memory and the progress page have in common. */
+#pragma once
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* A memfd of exactly size bytes, all of them allocated (more than this machine or this control
+ * group has left is -ENOMEM here, not a SIGBUS or an out-of-memory kill later), beginning with
+ * head, its size sealed for ever. Returns the descriptor (close-on-exec). */
+int memfd_create_sized(
+	const char *name, uint64_t size, const void *head, size_t head_size, struct error *err);
+/* True for a memfd that can neither shrink nor grow, by anyone. */
+bool memfd_size_sealed(int fd);
