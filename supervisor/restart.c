@@ -1,0 +1,313 @@
+/* The decisions of restart.h. It must never do I/O. Invariants: a decision always exists and always
+ * names something the supply has (or the newest, for the trainer to look); no delay is over
+ * LADDER_DELAY_MAX_NS; a rung is only climbed by counted deaths. */
+#include "supervisor/restart.h"
+
+#include "base/digest.h"
+#include "base/panic.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define STORAGE_DELAY_NS (5 * NSEC_PER_SEC)
+#define STORAGE_DELAY_MAX_NS (300 * NSEC_PER_SEC)
+#define TRANSIENT_DELAY_NS (15 * NSEC_PER_SEC)
+
+void ladder_init(struct ladder *ladder)
+{
+	*ladder = (struct ladder){.version = LADDER_VERSION};
+}
+
+void ladder_progress(struct ladder *ladder, uint64_t step, uint64_t interval_steps)
+{
+	CHECK(ladder->version == LADDER_VERSION);
+	CHECK(interval_steps > 0);
+	if (step <= ladder->furthest_step)
+		return;
+	ladder->furthest_step = step;
+	ladder->counted = 0;
+	ladder->free_in_row = 0;
+	ladder->fruitless = 0;
+	if (step - ladder->climb_step < interval_steps)
+		return;
+	ladder_init(ladder);
+	ladder->furthest_step = step;
+	ladder->climb_step = step;
+}
+
+nsec_t backoff_ns(nsec_t base_ns, nsec_t max_ns, uint32_t count, uint32_t random)
+{
+	nsec_t delay_ns = base_ns;
+
+	CHECK(base_ns > 0 && max_ns >= base_ns);
+	for (uint32_t i = 0; i < count && delay_ns < max_ns; i++)
+		delay_ns *= 2;
+	if (delay_ns > max_ns)
+		delay_ns = max_ns;
+	delay_ns -= (nsec_t)((double)(delay_ns / 4) * (random / 4294967296.0));
+	CHECK(delay_ns > 0 && delay_ns <= max_ns);
+	return delay_ns;
+}
+
+/* No wait for the first restart after progress, then doubling. Many deaths that each got a little
+ * further wait too, but not so long that the wait is all there is. */
+static nsec_t restart_delay_ns(const struct ladder *ladder, uint32_t random)
+{
+	uint32_t tries = ladder->fruitless > ladder->counted ? ladder->fruitless : ladder->counted;
+
+	if (tries > 1)
+		return backoff_ns(LADDER_DELAY_FIRST_NS, LADDER_DELAY_MAX_NS, tries - 2, random);
+	if (ladder->since_reset > LADDER_QUICK_RESTARTS)
+		return backoff_ns(LADDER_DELAY_FIRST_NS, LADDER_DELAY_MOVING_MAX_NS,
+			ladder->since_reset - LADDER_QUICK_RESTARTS - 1, random);
+	return 0;
+}
+
+/* The number at which the doubling reaches its end. */
+static bool longest_wait(const struct ladder *ladder)
+{
+	return ladder->counted >= 2 &&
+		(LADDER_DELAY_FIRST_NS << (ladder->counted < 34 ? ladder->counted - 2 : 32)) >=
+		LADDER_DELAY_MAX_NS;
+}
+
+static void note_evidence(struct ladder *ladder, const struct death *death)
+{
+	if (ladder->fatal_count > 0 && ladder->fatal_step == death->step &&
+		ladder->fatal_cause == death->cause) {
+		if (ladder->fatal_count < UINT32_MAX)
+			ladder->fatal_count++;
+		return;
+	}
+	ladder->fatal_step = death->step;
+	ladder->fatal_cause = death->cause;
+	ladder->fatal_count = 1;
+}
+
+/* The rung this death asks for, before it is asked whether it can apply. *ret_hold: stay on the
+ * rung without a new branch. */
+static uint32_t wanted_rung(const struct ladder *ladder, const struct death *death, bool *ret_hold)
+{
+	uint32_t rung = ladder->counted <= 1 ? 0 : ladder->rung + 1;
+	bool evidence = ladder->fatal_count >= 3 || death->kind == DEATH_NONFINITE;
+
+	*ret_hold = false;
+	if (rung > LADDER_RUNG_MAX)
+		rung = LADDER_RUNG_MAX;
+	if (death->kind == DEATH_MEMORY_CORRUPT && rung < 1)
+		rung = 1;
+	if (death->kind == DEATH_NONFINITE && rung < 3)
+		rung = 3;
+	if (rung >= 3 && !evidence) {
+		rung = ladder->rung > 2 ? ladder->rung : 2;
+		*ret_hold = !longest_wait(ladder);
+	}
+	return rung;
+}
+
+/* Whether the rung can do anything that the one below did not. */
+static bool rung_applies(
+	uint32_t rung, const struct death *death, const struct restart_supply *supply)
+{
+	switch (rung) {
+	case 0:
+		return supply->memory && death->kind != DEATH_MEMORY_CORRUPT;
+	case 1:
+		return supply->count > 0 || supply->scratch;
+	case 2:
+		return supply->count > 0;
+	case 3:
+		return supply->count > 0;
+	case 4:
+		return !supply->safe_already;
+	default:
+		return true;
+	}
+}
+
+/* The newest verified one before the newest; once something was left behind, before the one that
+ * was taken then, or the replayed checkpoints would be taken for older ones. */
+static bool find_older(
+	const struct ladder *ladder, const struct restart_supply *supply, uint64_t *ret_step)
+{
+	CHECK(supply->count <= RESTART_STEPS_MAX);
+	for (uint32_t i = 1; i < supply->count; i++) {
+		CHECK(supply->steps[i] < supply->steps[i - 1]);
+		if (ladder->older_taken && supply->steps[i] >= ladder->fork_step)
+			continue;
+		*ret_step = supply->steps[i];
+		return true;
+	}
+	return false;
+}
+
+/* Where a rung starts from, given what there is. */
+static void choose_source(const struct ladder *ladder, const struct restart_supply *supply,
+	struct restart_decision *decision)
+{
+	bool older = find_older(ladder, supply, &decision->step);
+
+	switch (decision->rung) {
+	case 0:
+		decision->from = RESTART_MEMORY;
+		return;
+	case 1:
+		decision->from = RESTART_NEWEST;
+		return;
+	case 2:
+		decision->from = older ? RESTART_FORK_OLDER : RESTART_NEWEST;
+		return;
+	case 3:
+	case 4:
+		if (older && !ladder->older_taken) {
+			decision->from = RESTART_FORK_OLDER;
+		} else if (supply->count > 0) {
+			decision->from = RESTART_FORK_NEWEST;
+			decision->step = supply->steps[0];
+		} else {
+			decision->from = RESTART_NEWEST;
+		}
+		return;
+	default:
+		if (older)
+			decision->from = RESTART_FORK_OLDER;
+		else
+			decision->from = supply->left_behind ? RESTART_FORK_LEFT : RESTART_NEWEST;
+	}
+}
+
+/* Nothing on disk and step 0 not allowed: then the memory is all there is. */
+static enum restart_from last_resort(
+	enum restart_from from, const struct death *death, const struct restart_supply *supply)
+{
+	if (from == RESTART_NEWEST && supply->count == 0 && !supply->scratch && supply->memory &&
+		death->kind != DEATH_MEMORY_CORRUPT)
+		return RESTART_MEMORY;
+	return from;
+}
+
+static void decide_counted(struct ladder *ladder, const struct death *death,
+	const struct restart_supply *supply, struct restart_decision *decision)
+{
+	bool hold;
+
+	ladder->counted++;
+	if (ladder->since_reset++ == 0)
+		ladder->climb_step = ladder->furthest_step;
+	ladder->free_in_row = 0;
+	note_evidence(ladder, death);
+	uint32_t rung = wanted_rung(ladder, death, &hold);
+
+	while (rung < LADDER_RUNG_MAX && !rung_applies(rung, death, supply)) {
+		/* From here on a rung would be taken without its evidence: stay instead. */
+		if (rung == 2 && ladder->fatal_count < 3 && death->kind != DEATH_NONFINITE)
+			break;
+		decision->not_applicable |= 1u << rung;
+		rung++;
+	}
+	decision->rung = rung;
+	decision->from = RESTART_NEWEST;
+	if (!hold)
+		choose_source(ladder, supply, decision);
+	decision->from = last_resort(decision->from, death, supply);
+	decision->skip_window = !hold && (rung == 3 || rung == 4) &&
+		(decision->from == RESTART_FORK_OLDER || decision->from == RESTART_FORK_NEWEST);
+	decision->withdrawn = ladder->older_taken && rung >= 3 && !hold && ladder->rung == 2;
+	if (decision->from == RESTART_FORK_OLDER) {
+		ladder->older_taken = 1;
+		ladder->fork_step = decision->step;
+	} else if (decision->from == RESTART_FORK_LEFT) {
+		ladder->older_taken = 0;
+	}
+	if (rung >= 4)
+		ladder->safe_engine = 1;
+	ladder->rung = rung;
+}
+
+struct restart_decision ladder_decide(
+	struct ladder *ladder, const struct death *death, const struct restart_supply *supply)
+{
+	struct restart_decision decision = {.rung = ladder->rung};
+	bool waits = death->kind == DEATH_STORAGE || death->kind == DEATH_TRANSIENT;
+	bool counted = !waits && death->kind != DEATH_OUTSIDE;
+
+	CHECK(ladder->version == LADDER_VERSION && ladder->rung <= LADDER_RUNG_MAX);
+	CHECK((unsigned)death->kind < DEATH_KIND_COUNT);
+	ladder->fruitless = death->stepped ? 1 : ladder->fruitless + 1;
+	if (death->kind == DEATH_OUTSIDE) {
+		ladder->free_in_row = death->stepped ? 0 : ladder->free_in_row + 1;
+		counted = ladder->free_in_row >= LADDER_FREE_LIMIT;
+	}
+	if (counted) {
+		decide_counted(ladder, death, supply, &decision);
+	} else {
+		decision.from = supply->memory ? RESTART_MEMORY : RESTART_NEWEST;
+	}
+	decision.counted = counted;
+	decision.safe_engine = ladder->safe_engine;
+	if (death->kind == DEATH_STORAGE)
+		decision.delay_ns = backoff_ns(STORAGE_DELAY_NS, STORAGE_DELAY_MAX_NS,
+			ladder->fruitless - 1, supply->random);
+	else if (death->kind == DEATH_TRANSIENT)
+		decision.delay_ns = backoff_ns(TRANSIENT_DELAY_NS, LADDER_DELAY_MAX_NS,
+			ladder->fruitless - 1, supply->random);
+	else
+		decision.delay_ns = restart_delay_ns(ladder, supply->random);
+	CHECK(decision.rung <= LADDER_RUNG_MAX);
+	CHECK(decision.delay_ns >= 0 && decision.delay_ns <= LADDER_DELAY_MAX_NS);
+	CHECK(decision.from != RESTART_FORK_OLDER || supply->count >= 2);
+	return decision;
+}
+
+static uint64_t ladder_sum(const struct ladder *ladder)
+{
+	struct digest digest = digest_of(ladder, offsetof(struct ladder, check));
+	uint64_t sum;
+
+	memcpy(&sum, digest.bytes, sizeof(sum));
+	return sum;
+}
+
+void ladder_seal(struct ladder *ladder)
+{
+	CHECK(ladder->version == LADDER_VERSION);
+	ladder->check = ladder_sum(ladder);
+}
+
+bool ladder_valid(const struct ladder *ladder)
+{
+	return ladder->version == LADDER_VERSION && ladder->check == ladder_sum(ladder) &&
+		ladder->rung <= LADDER_RUNG_MAX && ladder->climb_step <= ladder->furthest_step;
+}
+
+const char *death_kind_name(enum death_kind kind)
+{
+	static const char *const names[DEATH_KIND_COUNT] = {
+		[DEATH_OWN] = "own",
+		[DEATH_OUTSIDE] = "outside",
+		[DEATH_MEMORY_CORRUPT] = "memory corrupt",
+		[DEATH_NONFINITE] = "non-finite",
+		[DEATH_STORAGE] = "storage",
+		[DEATH_TRANSIENT] = "transient",
+	};
+
+	CHECK((unsigned)kind < DEATH_KIND_COUNT);
+	return names[kind];
+}
+
+const char *restart_from_text(enum restart_from from)
+{
+	switch (from) {
+	case RESTART_MEMORY:
+		return "from memory";
+	case RESTART_NEWEST:
+		return "from the newest verified checkpoint";
+	case RESTART_FORK_NEWEST:
+		return "from the newest verified checkpoint, on a new branch";
+	case RESTART_FORK_OLDER:
+		return "from the verified checkpoint before the newest, on a new branch";
+	case RESTART_FORK_LEFT:
+		return "from the newest checkpoint left behind, on a new branch";
+	}
+	return "from nowhere";
+}
