@@ -1,0 +1,223 @@
+/* The role `save`: one checkpoint of the pinned slot. A process of its own, at low priority unless
+ * asked otherwise: a crash here costs this checkpoint and nothing else, and a save in flight
+ * outlives the trainer.
+ *
+ * Must never: publish bytes that do not match the sums, or read any slot but the pinned one. */
+#include "base/file.h"
+#include "base/sys.h"
+#include "daemon/train/fault.h"
+#include "daemon/worker.h"
+#include "daemon/worker_plan.h"
+#include "daemon/worker_record.h"
+#include "store/recovery.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct saver {
+	struct worker *worker;
+	struct state state;
+	struct state_record record; /* pinned */
+	uint64_t *sums;             /* our copy of the slot's table */
+	struct config config;       /* in force at the record's step */
+	struct model model;
+	struct run run;
+	int checkpoints_fd;
+};
+
+static bool still_valid(void *context)
+{
+	const struct saver *saver = context;
+
+	return state_still_pinned(&saver->state, &saver->record);
+}
+
+/* The table is copied before a byte is read; from then on only the copy is believed. */
+static int copy_sums(struct saver *saver, struct error *err)
+{
+	size_t bytes = state_sum_count(&saver->state) * sizeof(uint64_t);
+	struct digest digest;
+
+	saver->sums = malloc(bytes);
+	if (!saver->sums)
+		return error_set(err, -ENOMEM, "no memory for the sums");
+	memcpy(saver->sums, state_sums(&saver->state, saver->record.slot), bytes);
+	digest = digest_of(saver->sums, bytes);
+	if (!digest_equal(&digest, &saver->record.sums_digest))
+		return error_set(err, -EUCLEAN,
+			"the sums of step %" PRIu64
+			" in memory do not match their record: memory corrupt",
+			saver->record.step);
+	return 0;
+}
+
+static int open_state(struct saver *saver, struct error *err)
+{
+	int r = state_map(&saver->state, LINK_STATE_FD, true, err);
+
+	if (r < 0)
+		return r;
+	r = state_pinned_record(&saver->state, &saver->record);
+	if (r < 0)
+		return error_set(err, r, "no slot is pinned: nothing to save");
+	return copy_sums(saver, err);
+}
+
+static int open_model(struct saver *saver, struct error *err)
+{
+	struct worker *worker = saver->worker;
+	uint32_t class_count;
+	int r = record_config(&saver->record, &worker->start.config, &saver->config, err);
+
+	if (r < 0)
+		return r;
+	r = plan_class_count(&saver->config, worker->run_fd, &class_count, err);
+	if (r < 0)
+		return r;
+	r = model_init(&saver->model, &saver->config, class_count, err);
+	if (r < 0)
+		return r;
+	if (!digest_equal(&saver->model.digest, &saver->record.model_digest))
+		return error_set(err, -EINVAL,
+			"the state in memory is of another net than the configuration's");
+	return state_check_identity(&saver->state, worker->start.run_id, &saver->model.digest, err);
+}
+
+static int open_store(struct saver *saver, struct error *err)
+{
+	int r = run_load(saver->worker->run_fd, &saver->run, err);
+
+	if (r < 0)
+		return r;
+	saver->checkpoints_fd = file_open_dir(saver->worker->run_fd, "checkpoints", 0750);
+	if (saver->checkpoints_fd < 0)
+		return error_set(err, saver->checkpoints_fd, "cannot open %s/checkpoints: %s",
+			saver->worker->start.run_dir, strerror(-saver->checkpoints_fd));
+	return 0;
+}
+
+/* The root of the newest verified checkpoint on the line; zero when there is none. */
+static struct digest parent_root(const struct worker *worker)
+{
+	struct checkpoint_info info;
+	struct digest root = {0};
+	struct error err;
+	int fd;
+
+	if (recovery_pick(worker->start.run_dir, worker->run_fd, NULL, &info, &fd, &err) < 0)
+		return root;
+	root = info.root;
+	checkpoint_info_fini(&info);
+	sys_close(fd);
+	return root;
+}
+
+static int make_room(const struct saver *saver, struct error *err)
+{
+	struct worker *worker = saver->worker;
+
+	return recovery_make_room(worker->start.run_dir, worker->run_fd,
+		saver->state.header->block_bytes, &worker->start.config, worker_report, worker,
+		err);
+}
+
+/* Steps 1 to 6; on a full disk once more after making room. */
+static int publish(struct saver *saver, const struct checkpoint_source *source,
+	struct checkpoint_saved *ret, struct error *err)
+{
+	int r = fault_at("save.begin", source->attempt);
+
+	if (r < 0)
+		return error_set(err, r, "cannot write a checkpoint: %s", strerror(-r));
+	r = make_room(saver, err);
+	if (r < 0)
+		return r;
+	r = checkpoint_save(saver->checkpoints_fd, source, ret, err);
+	if (r != -ENOSPC && r != -EDQUOT)
+		return r;
+	if (make_room(saver, err) < 0)
+		return r;
+	return checkpoint_save(saver->checkpoints_fd, source, ret, err);
+}
+
+static int say_saved(
+	const struct saver *saver, const struct checkpoint_saved *saved, bool catalogued)
+{
+	struct worker *worker = saver->worker;
+	char root[DIGEST_HEX_SIZE], path[PATH_MAX + 64];
+	int r;
+
+	digest_to_hex(&saved->root, root);
+	snprintf(path, sizeof(path), "%s/checkpoints/%s" CHECKPOINT_SUFFIX, worker->start.run_dir,
+		saved->id);
+	r = worker_link_send(&worker->link,
+		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:b,s:b,s:f,s:f}}", "saved", "id",
+			saved->id, "step", (json_int_t)saver->record.step, "branch",
+			(json_int_t)saver->record.branch, "root", root, "path", path, "bytes",
+			(json_int_t)saved->file_bytes, "readback",
+			saved->direct ? "direct" : "cache", "catalogued", (int)catalogued,
+			"already", (int)saved->already, "ms_write", (double)saved->write_ns * 1e-6,
+			"ms_total", (double)saved->total_ns * 1e-6));
+	return r < 0 ? LINK_EXIT_FAILED : LINK_EXIT_DONE;
+}
+
+static int save(struct saver *saver)
+{
+	struct worker *worker = saver->worker;
+	struct checkpoint_source source = {
+		.record = &saver->record,
+		.block = state_section(&saver->state, saver->record.slot, 0),
+		.sums = saver->sums,
+		.table = &saver->model.table,
+		.config = &saver->config,
+		.parent_root = parent_root(worker),
+		.still_valid = still_valid,
+		.context = saver,
+		.attempt = worker->start.attempt,
+		.threads = worker->start.foreground ? (uint32_t)omp_get_max_threads() : 1,
+	};
+	struct checkpoint_saved saved;
+	bool catalogued = false;
+	struct error err;
+	int r = publish(saver, &source, &saved, &err);
+
+	if (r < 0)
+		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
+	/* The checkpoint stands from here on, whatever becomes of its row. */
+	r = recovery_catalog_saved(worker->start.run_dir, worker->run_fd, &saved, &source,
+		&worker->start.config, &catalogued, worker_report, worker, &err);
+	if (r < 0 || !catalogued)
+		worker_event(&worker->link, "catalog", "warning", saver->record.step,
+			"%s is verified, but %s: %s", saved.id,
+			catalogued ? "retention failed" : "not catalogued", err.text);
+	return say_saved(saver, &saved, catalogued);
+}
+
+int worker_save(struct worker *worker)
+{
+	struct saver saver = {.worker = worker, .checkpoints_fd = -1};
+	struct error err;
+	int r;
+
+	if (!worker->start.foreground) {
+		worker_step_back();
+		omp_set_num_threads(1);
+	}
+	r = open_state(&saver, &err);
+	if (r == 0)
+		r = open_store(&saver, &err);
+	if (r == 0)
+		r = open_model(&saver, &err);
+	r = r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err) : save(&saver);
+	if (saver.checkpoints_fd >= 0)
+		sys_close(saver.checkpoints_fd);
+	free(saver.sums);
+	model_fini(&saver.model);
+	run_fini(&saver.run);
+	state_unmap(&saver.state);
+	return r;
+}

@@ -1,0 +1,456 @@
+/* The role `train`: one optimizer step after another, from the state that worker_resume found until
+ * `stop`, steps_total or an end that the exit code tells.
+ *
+ * Invariants: a step is finished when its record is committed, and not before; between two commits
+ * nothing that a restart needs changes; the loop allocates nothing; the link is looked at once a
+ * step, without waiting. */
+#include "base/arena.h"
+#include "base/file.h"
+#include "base/panic.h"
+#include "base/sys.h"
+#include "daemon/ops/engine.h"
+#include "daemon/train/fault.h"
+#include "daemon/worker_record.h"
+#include "daemon/worker_trainer.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BUSY_POLL_MS 20
+
+void trainer_tell(void *context, const char *text)
+{
+	struct trainer *trainer = context;
+
+	worker_event(
+		&trainer->worker->link, "intervention", "info", trainer->record.step, "%s", text);
+}
+
+void trainer_metric_loss(struct metric *metric, const struct loss *loss)
+{
+	metric->loss = (float)loss->mean;
+	for (int i = 0; i < 4; i++)
+		metric->loss_quartile[i] = loss->quartile_count[i]
+			? (float)(loss->quartile_sum[i] / loss->quartile_count[i])
+			: NAN;
+}
+
+int trainer_begin_write(struct trainer *trainer, uint32_t *ret_slot)
+{
+	struct worker *worker = trainer->worker;
+	struct error err;
+
+	while (state_begin_write(&trainer->state, ret_slot) == -EBUSY) {
+		progress_phase(trainer->progress, PHASE_WAIT);
+		progress_move(trainer->progress);
+		if (worker_link_poll(&worker->link, BUSY_POLL_MS, &err) < 0)
+			return worker_fail(worker, LINK_EXIT_FAILED, "%s", err.text);
+		if (worker->link.stop)
+			return -ECANCELED;
+	}
+	return 0;
+}
+
+/* -- beginning -- */
+
+static void on_part(void *context, enum train_part part)
+{
+	static const enum phase phases[] = {
+		[TRAIN_LOAD] = PHASE_LOAD,
+		[TRAIN_FORWARD] = PHASE_FORWARD,
+		[TRAIN_BACKWARD] = PHASE_BACKWARD,
+	};
+	struct trainer *trainer = context;
+
+	progress_phase(trainer->progress, phases[part]);
+}
+
+static int map_memory(struct trainer *trainer, struct error *err)
+{
+	int r = progress_map(LINK_PROGRESS_FD, &trainer->progress, err);
+
+	if (r < 0)
+		return r;
+	progress_phase(trainer->progress, PHASE_START);
+	return state_map(&trainer->state, LINK_STATE_FD, true, err);
+}
+
+static int load_line(struct trainer *trainer, struct error *err)
+{
+	struct worker *worker = trainer->worker;
+	int r = run_load(worker->run_fd, &trainer->run, err), dir;
+
+	if (r < 0)
+		return r;
+	if (memcmp(trainer->run.id, worker->start.run_id, RUN_ID_SIZE) != 0)
+		return error_set(err, -ESTALE,
+			"%s holds run %s now, which is not the one this trainer was started for",
+			worker->start.run_dir, trainer->run.id_hex);
+	dir = file_open_dir(worker->run_fd, "checkpoints", 0750);
+	if (dir < 0)
+		return error_set(err, dir, "cannot open %s/checkpoints: %s", worker->start.run_dir,
+			strerror(-dir));
+	r = line_load(dir, &trainer->line, err);
+	sys_close(dir);
+	return r;
+}
+
+/* Everything that a step needs, laid out for the configuration in force. */
+static int lay_out_plan(struct trainer *trainer, struct error *err)
+{
+	struct train_setup setup = {
+		.model = &trainer->model.config,
+		.table = &trainer->model.table,
+		.schedule = &trainer->schedule,
+		.data = &trainer->data,
+		.rng = trainer->rng,
+		.params = plan_params(&trainer->config),
+		.moves = &trainer->progress->moves,
+		.entered = on_part,
+		.context = trainer,
+	};
+	int r = train_new(&setup, &trainer->train, err);
+
+	if (r < 0)
+		return r;
+	r = preview_new(trainer, &trainer->preview, err);
+	if (r < 0)
+		return r;
+	atomic_store(&trainer->progress->plan_bytes,
+		train_plan_bytes(trainer->train) + preview_bytes(trainer->preview));
+	atomic_store(&trainer->progress->images_per_step, setup.params.batch_size);
+	return 0;
+}
+
+static void free_plan(struct trainer *trainer)
+{
+	preview_free(trainer->preview);
+	train_free(trainer->train);
+	trainer->preview = NULL;
+	trainer->train = NULL;
+}
+
+static int open_model(struct trainer *trainer, struct error *err)
+{
+	struct worker *worker = trainer->worker;
+	int r = model_init(&trainer->model, &trainer->config, trainer->data.class_count, err);
+
+	if (r < 0)
+		return r;
+	r = plan_schedule(&trainer->config, &trainer->schedule, err);
+	if (r < 0)
+		return r;
+	rng_init(&trainer->rng, (uint64_t)trainer->config.seed);
+	r = state_check_identity(
+		&trainer->state, worker->start.run_id, &trainer->model.digest, err);
+	if (r < 0)
+		return r;
+	trainer->sums_copy = malloc(state_sum_count(&trainer->state) * sizeof(uint64_t));
+	return trainer->sums_copy ? 0 : error_set(err, -ENOMEM, "no memory for the sums");
+}
+
+/* 0 or an exit code. */
+static int open_trainer(struct trainer *trainer)
+{
+	struct worker *worker = trainer->worker;
+	struct error err;
+	int r = map_memory(trainer, &err);
+
+	if (r == 0)
+		r = load_line(trainer, &err);
+	if (r < 0)
+		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
+	progress_phase(trainer->progress, PHASE_DATA);
+	r = plan_open_data(&trainer->config, worker->run_fd, &trainer->data, &err);
+	if (r < 0)
+		return worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err);
+	r = open_model(trainer, &err);
+	if (r == 0)
+		r = lay_out_plan(trainer, &err);
+	return r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err) : 0;
+}
+
+static void close_trainer(struct trainer *trainer)
+{
+	free_plan(trainer);
+	free(trainer->sums_copy);
+	model_fini(&trainer->model);
+	data_close(&trainer->data);
+	line_fini(&trainer->line);
+	run_fini(&trainer->run);
+	state_unmap(&trainer->state);
+	progress_unmap(trainer->progress);
+}
+
+static const char *engine_reason(const struct trainer *trainer)
+{
+	if (*trainer->worker->start.engine)
+		return "the safe engine, after repeated deaths at one step";
+	if (strcmp(trainer->config.engine, "auto") == 0)
+		return "auto: the only engine of this build";
+	return "as configured";
+}
+
+static void publish_state(struct trainer *trainer)
+{
+	const struct state_record *record = &trainer->record;
+	struct progress *progress = trainer->progress;
+	uint32_t loss_bits;
+
+	memcpy(&loss_bits, &record->loss, sizeof(loss_bits));
+	atomic_store(&progress->loss_bits, loss_bits);
+	atomic_store(&progress->branch, record->branch);
+	atomic_store(&progress->images_seen, record->images_seen);
+	atomic_store(&progress->step, record->step);
+}
+
+static int say_ready(struct trainer *trainer, const struct resume *resume)
+{
+	struct progress *progress = trainer->progress;
+	const struct state_record *record = &trainer->record;
+	int r;
+
+	snprintf(progress->engine, sizeof(progress->engine), "%s", ops_engine_name());
+	snprintf(progress->engine_reason, sizeof(progress->engine_reason), "%s",
+		engine_reason(trainer));
+	publish_state(trainer);
+	r = worker_link_send(&trainer->worker->link,
+		json_pack("{s:{s:I,s:I,s:s,s:s,s:s,s:s,s:I}}", "ready", "step",
+			(json_int_t)record->step, "branch", (json_int_t)record->branch, "from",
+			resume->from, "checkpoint", resume->checkpoint, "engine", progress->engine,
+			"engine_reason", progress->engine_reason, "plan_bytes",
+			(json_int_t)atomic_load(&progress->plan_bytes)));
+	return r < 0 ? LINK_EXIT_FAILED : 0;
+}
+
+/* -- one step -- */
+
+static void load_weights(struct trainer *trainer)
+{
+	unet_load_weights(trainer->train->unet,
+		state_section(&trainer->state, trainer->record.slot, SECTION_WEIGHTS));
+}
+
+static void sections_of(const struct state *state, uint32_t slot, float *sections[SECTION_COUNT])
+{
+	for (uint32_t i = 0; i < SECTION_COUNT; i++)
+		sections[i] = state_section(state, slot, i);
+}
+
+static int memory_corrupt(struct trainer *trainer)
+{
+	state_empty_all(&trainer->state);
+	return worker_fail(trainer->worker, LINK_EXIT_MEMORY_CORRUPT,
+		"the state of step %" PRIu64 " in memory changed while step %" PRIu64
+		" read it: memory corrupt",
+		trainer->record.step, trainer->record.step + 1);
+}
+
+/* From the current slot to the next; next becomes the record. 0, exit code, or -ECANCELED. */
+static int apply_update(
+	struct trainer *trainer, struct state_record *next, const struct adamw *scalars)
+{
+	struct state *state = &trainer->state;
+	size_t sums_bytes = state_sum_count(state) * sizeof(uint64_t);
+	const uint64_t *src_sums = state_sums(state, trainer->record.slot);
+	float *src[SECTION_COUNT], *dst[SECTION_COUNT];
+	uint32_t slot;
+	int r = trainer_begin_write(trainer, &slot);
+
+	if (r != 0)
+		return r;
+	progress_phase(trainer->progress, PHASE_UPDATE);
+	if (slot == trainer->record.slot) {
+		/* In place: the table is rewritten too, so the old one is kept aside. */
+		memcpy(trainer->sums_copy, src_sums, sums_bytes);
+		src_sums = trainer->sums_copy;
+	}
+	sections_of(state, trainer->record.slot, src);
+	sections_of(state, slot, dst);
+	if (!train_update(trainer->train, scalars, src, dst, src_sums, state_sums(state, slot)))
+		return memory_corrupt(trainer);
+	if (fault_at("train.update", trainer->record.step) < 0)
+		return worker_fail(trainer->worker, LINK_EXIT_FAILED, "fault point train.update");
+	next->update_count++;
+	next->skipped_in_row = 0;
+	next->sums_digest = digest_of(state_sums(state, slot), sums_bytes);
+	state_commit(state, slot, next);
+	trainer->record = *next;
+	load_weights(trainer);
+	return 0;
+}
+
+/* The weights stay as they are; only the record goes on. */
+static int skip_update(struct trainer *trainer, struct state_record *next)
+{
+	struct worker *worker = trainer->worker;
+
+	next->skipped_count++;
+	next->skipped_in_row++;
+	next->loss = trainer->record.loss;
+	state_commit_record(&trainer->state, next);
+	trainer->record = *next;
+	worker_event(&worker->link, "nonfinite", "warning", next->step,
+		"step %" PRIu64 ": loss or gradient is not finite: update skipped (%" PRIu64
+		" in a row)",
+		next->step, next->skipped_in_row);
+	if (next->skipped_in_row < (uint64_t)trainer->config.nonfinite_limit)
+		return 0;
+	return worker_fail(worker, LINK_EXIT_NONFINITE,
+		"%" PRIu64 " updates in a row were not finite, the last at step %" PRIu64,
+		next->skipped_in_row, next->step);
+}
+
+static void publish_step(struct trainer *trainer, const struct train_result *result,
+	const struct adamw *scalars, nsec_t step_ns)
+{
+	struct metric metric = {
+		.step = trainer->record.step,
+		.branch = trainer->record.branch,
+		.kind = METRIC_TRAIN,
+		.grad_norm = (float)result->grad_norm,
+		.learning_rate = scalars->learning_rate,
+		.step_ms = (float)step_ns * 1e-6f,
+		.images = trainer->train->setup.params.batch_size,
+		.skipped = !result->finite,
+	};
+
+	trainer_metric_loss(&metric, &result->loss);
+	progress_metric(trainer->progress, &metric);
+	atomic_store(&trainer->progress->step_ns, (uint64_t)step_ns);
+	publish_state(trainer);
+}
+
+/* 0, an exit code, or -ECANCELED. */
+static int run_step(struct trainer *trainer)
+{
+	const struct train_params *params = &trainer->train->setup.params;
+	nsec_t begun = clock_monotonic_ns(), step_ns;
+	struct train_result result;
+	struct state_record next;
+	struct adamw scalars;
+	int r;
+
+	record_apply_branch(&trainer->record, &trainer->line, trainer_tell, trainer);
+	atomic_store(&trainer->progress->step_begun, trainer->record.step + 1);
+	if (fault_at("train.step", trainer->record.step) < 0)
+		return worker_fail(trainer->worker, LINK_EXIT_FAILED, "fault point train.step");
+	train_gradient(trainer->train, trainer->record.step, trainer->record.images_seen, &result);
+	scalars = train_scalars(params, trainer->record.update_count, result.grad_norm);
+
+	step_ns = clock_monotonic_ns() - begun;
+	next = trainer->record;
+	next.step++;
+	next.images_seen += params->batch_size;
+	next.loss = (float)result.loss.mean;
+	next.trained_ns += (uint64_t)step_ns;
+	r = result.finite ? apply_update(trainer, &next, &scalars) : skip_update(trainer, &next);
+	if (r < 0)
+		return r;
+	if (r == 0 || !result.finite)
+		publish_step(trainer, &result, &scalars, clock_monotonic_ns() - begun);
+	return r;
+}
+
+/* -- the loop -- */
+
+/* Takes changed schedule and free keys; everything is laid out anew. 0 or an exit code. */
+static int take_reload(struct trainer *trainer)
+{
+	struct worker *worker = trainer->worker;
+	AUTO_JSON reload = worker->link.reload;
+	const struct config_key *key;
+	struct config config = trainer->config;
+	struct error err;
+	int r = json_to_config(json_object_get(reload, "config"), &config, &err);
+
+	worker->link.reload = NULL;
+	key = config_next_difference(&trainer->config, &config, CONFIG_IDENTITY, NULL);
+	if (r < 0 || key) {
+		worker_event(&worker->link, "reload", "warning", trainer->record.step,
+			"reload refused: %s%s", key ? key->key : err.text,
+			key ? " is fixed for the life of a run" : "");
+		return 0;
+	}
+	if (record_changes(&trainer->record, &trainer->config, &config, trainer_tell, trainer))
+		state_commit_record(&trainer->state, &trainer->record);
+	trainer->config = config;
+	worker->start.config = config;
+	worker_set_threads(worker);
+	free_plan(trainer);
+	r = lay_out_plan(trainer, &err);
+	if (r < 0)
+		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
+	load_weights(trainer);
+	return 0;
+}
+
+static int finish(struct trainer *trainer, bool stepped)
+{
+	struct worker *worker = trainer->worker;
+
+	if (stepped || (trainer->preview && !preview_exists(trainer)))
+		preview_make(trainer);
+	progress_phase(trainer->progress, PHASE_DONE);
+	(void)worker_link_send(&worker->link,
+		json_pack("{s:{s:I}}", "finished", "step", (json_int_t)trainer->record.step));
+	return LINK_EXIT_DONE;
+}
+
+static int loop(struct trainer *trainer)
+{
+	struct worker *worker = trainer->worker;
+	bool stepped = false;
+	struct error err;
+	int r;
+
+	for (;;) {
+		if (worker_link_poll(&worker->link, 0, &err) < 0)
+			return worker_fail(worker, LINK_EXIT_FAILED, "%s", err.text);
+		if (worker->link.stop)
+			return -ECANCELED;
+		if (worker->link.reload && (r = take_reload(trainer)) != 0)
+			return r;
+		if (trainer->record.step >= (uint64_t)trainer->config.steps_total)
+			return finish(trainer, stepped);
+		r = run_step(trainer);
+		if (r != 0)
+			return r;
+		stepped = true;
+		if (preview_is_due(trainer) &&
+			trainer->record.step < (uint64_t)trainer->config.steps_total)
+			preview_make(trainer);
+	}
+}
+
+int worker_train(struct worker *worker)
+{
+	static struct trainer trainer; /* large: the schedule */
+	struct resume resume;
+	int r;
+
+	trainer.worker = worker;
+	trainer.config = worker->start.config;
+	if (*worker->start.engine && strcmp(worker->start.engine, ops_engine_name()) != 0)
+		return worker_fail(worker, LINK_EXIT_CONFIG, "this build has no engine '%s'",
+			worker->start.engine);
+	r = open_trainer(&trainer);
+	if (r == 0)
+		r = trainer_resume(&trainer, &resume);
+	if (r == 0)
+		r = say_ready(&trainer, &resume);
+	if (r == 0) {
+		load_weights(&trainer);
+		r = loop(&trainer);
+	}
+	if (r == -ECANCELED) {
+		progress_phase(trainer.progress, PHASE_DONE);
+		r = LINK_EXIT_DONE;
+	}
+	close_trainer(&trainer);
+	return r;
+}
