@@ -35,10 +35,10 @@ struct config_key {
 	enum config_class class;
 	size_t offset; /* in struct config */
 	double min, max;
-	const char *unit;          /* "" when none */
+	const char *unit; /* "" when none */
 	const char *default_text;
-	const char *choices;       /* "a|b|c" or NULL */
-	const char *text;          /* what it means, for people */
+	const char *choices; /* "a|b|c" or NULL */
+	const char *text;    /* what it means, for people */
 };
 
 size_t config_key_count(void);
@@ -51,19 +51,30 @@ void config_defaults(struct config *config);
  * unknown key names the nearest known one. -ENOENT, -EINVAL, -EFBIG (> 256 KiB). */
 int config_parse_file(struct config *config, const char *path, struct error *err);
 /* The same from memory; name stands for the file in messages. */
-int config_parse_text(struct config *config, const char *text, const char *name,
-	struct error *err);
-/* One key from text ("12", "1e-3", "true", ...). where ("file:line", "--set") goes into the error. */
+int config_parse_text(struct config *config, const char *text, const char *name, struct error *err);
+/* One key from text ("12", "1e-3", "true", ...). where ("file:line", "--set") goes into the error.
+ */
 int config_set(struct config *config, const char *key, const char *value, const char *where,
 	struct error *err);
 /* What no single key can know: e.g. micro_batch divides batch_size. Names key and section. */
 int config_check(const struct config *config, struct error *err);
 
+#define CONFIG_LEVELS_MAX 8
+
+/* The levels of the net, parsed from channels, down_blocks and up_blocks. */
+struct config_levels {
+	uint32_t count;
+	uint32_t channels[CONFIG_LEVELS_MAX];
+	bool down_attention[CONFIG_LEVELS_MAX];
+	bool up_attention[CONFIG_LEVELS_MAX]; /* deepest first */
+};
+int config_levels(const struct config *config, struct config_levels *ret, struct error *err);
+
 /* The canonical text of one value; config_set of it gives the same value bit for bit. */
-void config_value_text(const struct config *config, const struct config_key *key,
-	char text[CONFIG_TEXT_MAX]);
-bool config_value_equal(const struct config *a, const struct config *b,
-	const struct config_key *key);
+void config_value_text(
+	const struct config *config, const struct config_key *key, char text[CONFIG_TEXT_MAX]);
+bool config_value_equal(
+	const struct config *a, const struct config *b, const struct config_key *key);
 /* The first key of this class that differs, NULL when none: start at after (NULL = first). */
 const struct config_key *config_next_difference(const struct config *a, const struct config *b,
 	enum config_class class, const struct config_key *after);

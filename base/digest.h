@@ -30,5 +30,5 @@ int digest_from_hex(const char *hex, size_t length, struct digest *ret);
 
 /* Random bytes from the system, for ids. */
 void digest_random_id(uint8_t *bytes, size_t size);
-void bytes_to_hex(const uint8_t *bytes, size_t size, char *hex); /* hex holds 2*size+1 */
+void bytes_to_hex(const uint8_t *bytes, size_t size, char *hex);  /* hex holds 2*size+1 */
 int bytes_from_hex(const char *hex, uint8_t *bytes, size_t size); /* hex of exactly 2*size digits */

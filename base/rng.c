@@ -52,8 +52,8 @@ void rng_bytes(const struct rng *rng, enum rng_purpose purpose, uint64_t step, u
 }
 
 /* Bytes of the stream from 64 * block on. */
-static void stream_at(const struct rng *rng, const struct nonce *nonce, uint64_t block, void *data,
-	size_t size)
+static void stream_at(
+	const struct rng *rng, const struct nonce *nonce, uint64_t block, void *data, size_t size)
 {
 	memset(data, 0, size);
 	crypto_stream_xchacha20_xor_ic(data, data, size, nonce->bytes, block, rng->key);
@@ -67,15 +67,15 @@ uint64_t rng_u64(const struct rng *rng, enum rng_purpose purpose, uint64_t step,
 	return le64toh(value);
 }
 
-uint64_t rng_below(
-	const struct rng *rng, enum rng_purpose purpose, uint64_t step, uint64_t index, uint64_t bound)
+uint64_t rng_below(const struct rng *rng, enum rng_purpose purpose, uint64_t step, uint64_t index,
+	uint64_t bound)
 {
 	CHECK(bound > 0);
 	return (uint64_t)((unsigned __int128)rng_u64(rng, purpose, step, index) * bound >> 64);
 }
 
-/* Box and Muller 1958: r = sqrt(-2 ln u1), angle = 2 pi u2. u1 = (x + 1/2) 2^-32 as a float is never
- * 0 and reaches 6.7 sigma; rounded to 1 it gives r = 0. */
+/* Box and Muller 1958: r = sqrt(-2 ln u1), angle = 2 pi u2. u1 = (x + 1/2) 2^-32 as a float is
+ * never 0 and reaches 6.7 sigma; rounded to 1 it gives r = 0. */
 static void box_muller(const uint32_t *words, float *values, size_t pairs)
 {
 	for (size_t i = 0; i < pairs; i++) {
@@ -124,8 +124,8 @@ void rng_uniform(const struct rng *rng, enum rng_purpose purpose, uint64_t step,
 
 		stream_at(rng, &nonce, block, words, n * 4);
 		for (size_t i = 0; i < n; i++)
-			values[done + i] =
-				((float)(le32toh(words[i]) >> 8) * 0x1p-23f - 1.0f) * bound;
+			values[done + i] = ((float)(le32toh(words[i]) >> 8) * 0x1p-23f - 1.0f) *
+				bound;
 		block += sizeof(words) / 64;
 	}
 }

@@ -8,16 +8,16 @@
 #include <stdint.h>
 
 enum rng_purpose {
-	RNG_INIT = 1,      /* step = tensor index in the table, index = 0 */
-	RNG_ORDER = 2,     /* step = epoch: keys of the permutation */
-	RNG_FLIP = 3,      /* step, index = sample in the batch */
-	RNG_TIMESTEP = 4,  /* step, index = sample in the batch */
-	RNG_NOISE = 5,     /* step, index = sample in the batch */
+	RNG_INIT = 1,     /* step = tensor index in the table, index = 0 */
+	RNG_ORDER = 2,    /* step = epoch: keys of the permutation */
+	RNG_FLIP = 3,     /* step, index = sample in the batch */
+	RNG_TIMESTEP = 4, /* step, index = sample in the batch */
+	RNG_NOISE = 5,    /* step, index = sample in the batch */
 	RNG_LABEL_DROP = 6,
-	RNG_HOLDOUT = 7,   /* index = triple: its timestep and noise */
-	RNG_PREVIEW = 8,   /* index = image: its first noise */
-	RNG_SAMPLER = 9,   /* step = sampler step, index = image: noise added on the way */
-	RNG_DATA = 10,     /* drawn data: index = image index */
+	RNG_HOLDOUT = 7, /* index = triple: its timestep and noise */
+	RNG_PREVIEW = 8, /* index = image: its first noise */
+	RNG_SAMPLER = 9, /* step = sampler step, index = image: noise added on the way */
+	RNG_DATA = 10,   /* drawn data: index = image index */
 };
 
 struct rng {

@@ -35,16 +35,16 @@ struct tensor_spec {
 struct tensor_table {
 	uint32_t count, capacity;
 	struct tensor_spec *specs; /* owned */
-	uint64_t param_count;   /* sum of elem_count */
-	uint64_t tensor_bytes;  /* param_count * 4 */
-	uint64_t section_bytes; /* tensor_bytes rounded up to SECTION_ALIGN */
+	uint64_t param_count;      /* sum of elem_count */
+	uint64_t tensor_bytes;     /* param_count * 4 */
+	uint64_t section_bytes;    /* tensor_bytes rounded up to SECTION_ALIGN */
 };
 
 void tensor_table_init(struct tensor_table *table);
 void tensor_table_fini(struct tensor_table *table);
 /* Appends one fp32 tensor. -EINVAL for a bad name or shape, -ENOMEM, -EOVERFLOW. */
-int tensor_table_add(struct tensor_table *table, const char *name, uint32_t dim_count,
-	const uint32_t *shape);
+int tensor_table_add(
+	struct tensor_table *table, const char *name, uint32_t dim_count, const uint32_t *shape);
 /* Sorts, gives offsets, and fills the sums. After this the table does not change. */
 int tensor_table_layout(struct tensor_table *table, struct error *err);
 /* By name, after layout; NULL when missing. */
