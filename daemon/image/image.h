@@ -19,6 +19,10 @@ void image_fini(struct image *image);
  * white, 16 bit is scaled, CMYK is converted, EXIF orientation is applied. -EBADMSG with the reason,
  * -EFBIG, -ENOMEM. */
 int image_decode(const void *data, size_t size, struct image *ret, struct error *err);
+/* The sides from the header alone, before the orientation: what decoding would cost. The same
+ * errors. */
+int image_probe(const void *data, size_t size, uint32_t *ret_width, uint32_t *ret_height,
+	struct error *err);
 /* Centre crop to a square, then resize to size x size by area averaging (down) or bicubic (up), in
  * fixed order: bits do not depend on threads. out: [size][size][3]. */
 void image_square(const struct image *image, uint32_t size, uint8_t *out);
