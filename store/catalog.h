@@ -41,6 +41,11 @@ struct catalog_row {
 	char text[160];   /* why, when not verified */
 };
 
+/* A transaction over several puts; end commits when rc is 0, else rolls back, and gives the result.
+ * Not nested; catalog_set_state is a transaction of its own. */
+int catalog_begin(struct catalog *catalog, struct error *err);
+int catalog_end(struct catalog *catalog, int rc, struct error *err);
+
 /* Inserts or updates by id. */
 int catalog_put(struct catalog *catalog, const struct catalog_row *row, struct error *err);
 int catalog_set_state(struct catalog *catalog, const char *id, enum checkpoint_state state,
@@ -50,3 +55,5 @@ int catalog_get(struct catalog *catalog, const char *id, struct catalog_row *ret
 /* All rows, newest step first; malloc'ed. Rows whose digest does not match are dropped and counted. */
 int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *ret_count,
 	uint32_t *ret_bad, struct error *err);
+/* Forgets all but the newest rows of files that are gone, so that the index stays small. */
+int catalog_prune(struct catalog *catalog, uint32_t keep, struct error *err);

@@ -59,7 +59,7 @@ int checkpoint_open(int checkpoints_fd, const char *file_name, struct checkpoint
  * Fills sums when not NULL. moves (may be NULL) counts each MiB. -EBADMSG: digest mismatch. */
 int checkpoint_read(int fd, const struct checkpoint_info *info, void *block, uint64_t *sums,
 	uint32_t threads, _Atomic uint64_t *moves, struct error *err);
-/* One section only (sampling, export): its chunks are verified whole. */
+/* One section only (sampling, export): its chunks are verified whole. data holds section_bytes. */
 int checkpoint_read_section(int fd, const struct checkpoint_info *info, enum section section,
 	float *data, uint32_t threads, struct error *err);
 
@@ -80,8 +80,9 @@ struct checkpoint_source {
 struct checkpoint_saved {
 	char id[CHECKPOINT_ID_SIZE];
 	struct digest root;
+	char created[CLOCK_TEXT_SIZE];
 	uint64_t file_bytes;
-	bool already;       /* this (branch, step) had been published before */
+	bool already;       /* this (branch, step) had been published before, and still verifies */
 	bool direct;        /* read back with O_DIRECT, else cache dropped first */
 	nsec_t write_ns, readback_ns, total_ns;
 };
@@ -89,6 +90,9 @@ struct checkpoint_saved {
 /* Steps 1 to 6 of the commit: reserve, write and hash, fsync, read back and compare, rename without
  * replacing, fsync folder. Fault points: save.reserved, save.written, save.synced, save.readback,
  * save.renamed, save.published. On any error nothing is published and the partial is gone.
- * -ENOSPC, -EDQUOT, -EIO, -EUCLEAN (a seal did not match: memory corrupt), -ESTALE (pin lost). */
+ * The record's sums_digest must be digest_of the whole sum table. A corrupt file that holds the
+ * name is moved aside (step-….safetensors.corrupt-1).
+ * -ENOSPC, -EDQUOT, -EIO, -EUCLEAN (a seal did not match: memory corrupt), -ESTALE (pin lost),
+ * -EEXIST (a file of another run holds the name). */
 int checkpoint_save(int checkpoints_fd, const struct checkpoint_source *source,
 	struct checkpoint_saved *ret, struct error *err);

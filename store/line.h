@@ -31,6 +31,7 @@ struct line {
 	uint32_t count;
 	struct line_branch *branches; /* by number; owned */
 	uint32_t current;
+	uint32_t highest; /* number in any file's name, also of checkpoints: never given again */
 };
 
 /* Reads every branch file under the checkpoints folder. A broken one is -EBADMSG with its name. */
@@ -40,6 +41,8 @@ bool line_contains(const struct line *line, uint32_t branch, uint64_t step);
 /* True when (branch, step) was left behind by a ladder fork. */
 bool line_is_suspect(const struct line *line, uint32_t branch, uint64_t step);
 const struct line_branch *line_find(const struct line *line, uint32_t branch);
-/* Commits a new branch durably and adds it to the line; fills in branch->branch, parent, created. */
+/* Commits a new branch durably and adds it to the line; fills in branch->branch, parent, created.
+ * parent 0: the branch of the current line that owns fork_step; else the fork is from that branch,
+ * on the line or not (to trust an abandoned checkpoint again). */
 int line_fork(int checkpoints_fd, struct line *line, struct line_branch *branch,
 	struct error *err);

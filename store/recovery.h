@@ -29,15 +29,16 @@ int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,
 	recovery_report *report, void *context, struct recovery_summary *ret, struct error *err);
 
 /* Newest first on the line: reads, hashes, marks what fails, until one verifies. Fills block (one
- * whole block) and sums. -ENOENT: none on the line at all; -EAGAIN: some exist but all are
- * unreadable or refused now (wait and try again: never start from scratch). */
+ * whole block) and sums. -ENOENT: none on the line at all; -EAGAIN: none verifies and some are only
+ * unreadable or refused now (wait and try again: never start from scratch); -EBADMSG: all are
+ * corrupt; others: this process lacks something (memory, descriptors). */
 int recovery_load(const char *run_dir, int run_fd, const struct run *run,
 	const struct tensor_table *table, void *block, uint64_t *sums, uint32_t threads,
 	_Atomic uint64_t *moves, recovery_report *report, void *context,
 	struct checkpoint_info *ret, struct error *err);
 
 /* The newest verified one on the line without reading data, for sample and export; id NULL or ""
- * for the newest. Opens it too. */
+ * for the newest, else that one, on the line or not. Opens it too. -ENOENT, -EINVAL (no id). */
 int recovery_pick(const char *run_dir, int run_fd, const char *id, struct checkpoint_info *ret,
 	int *ret_fd, struct error *err);
 
@@ -47,6 +48,7 @@ int recovery_pick(const char *run_dir, int run_fd, const char *id, struct checkp
 int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
 	const struct checkpoint_source *source, const struct config *config, bool *ret_catalogued,
 	recovery_report *report, void *context, struct error *err);
-/* Before step 1, and again on ENOSPC: deletes until bytes are free or only two verified stay. */
+/* Before step 1, and again on ENOSPC: deletes until bytes are free or only two verified stay: then
+ * -ENOSPC. With enough room it does nothing and needs no catalog. */
 int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, const struct config *config,
 	recovery_report *report, void *context, struct error *err);

@@ -22,6 +22,6 @@ struct retention_policy {
 /* items in any order. Never removes: kept ones, the newest two verified on the line. */
 void retention_decide(struct retention_item *items, uint32_t count,
 	const struct retention_policy *policy);
-/* For a full disk: marks the next single item to give up (abandoned first, then oldest verified
- * beyond two); false when nothing may go. */
+/* For a full disk: marks the next single item to give up (corrupt first, then abandoned, then the
+ * oldest on the line beyond two verified); false when nothing may go. */
 bool retention_make_room(struct retention_item *items, uint32_t count);

@@ -1,0 +1,257 @@
+/* Building the header, and its root. Deterministic: the same source and time give the same bytes.
+ * Members stand in the order they are set here. */
+#include "store/checkpoint_header.h"
+
+#include "base/panic.h"
+#include "proto/json.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROOT_DOMAIN "ckptd checkpoint root 1"
+#define ROOT_MARK ",\"root\":\""
+#define CHUNKS_MARK ",\"chunk_digests\":\""
+#define HEX (DIGEST_HEX_SIZE - 1)
+
+static int set_text(json_t *object, const char *key, const char *value)
+{
+	return json_object_set_new(object, key, json_string(value));
+}
+
+static int set_number(json_t *object, const char *key, uint64_t value)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)value);
+	return set_text(object, key, text);
+}
+
+/* What people want to see; the record is what counts. */
+static int set_readable(json_t *metadata, const struct state_record *record)
+{
+	char run[2 * STATE_RUN_ID_SIZE + 1], loss[32];
+
+	bytes_to_hex(record->run_id, STATE_RUN_ID_SIZE, run);
+	snprintf(loss, sizeof(loss), "%.9g", (double)record->loss);
+	return set_text(metadata, "run", run) | set_number(metadata, "branch", record->branch) |
+		set_number(metadata, "step", record->step) |
+		set_number(metadata, "update_count", record->update_count) |
+		set_number(metadata, "images_seen", record->images_seen) |
+		set_text(metadata, "loss", loss) |
+		set_number(
+			metadata, "trained_seconds", record->trained_ns / (uint64_t)NSEC_PER_SEC);
+}
+
+static int set_config(json_t *metadata, const struct config *config)
+{
+	AUTO_JSON object = json_from_config(config);
+	char *text = object != NULL ? json_dumps(object, JSON_COMPACT) : NULL;
+	int rc = text != NULL ? set_text(metadata, "config", text) : -1;
+
+	free(text);
+	return rc;
+}
+
+static int set_record(json_t *metadata, const struct state_record *record)
+{
+	char hex[2 * sizeof(*record) + 1];
+
+	bytes_to_hex((const uint8_t *)record, sizeof(*record), hex);
+	return set_text(metadata, "record", hex);
+}
+
+static int set_digests(
+	json_t *metadata, const struct checkpoint_source *source, uint32_t chunk_count)
+{
+	size_t size = (size_t)chunk_count * HEX;
+	char parent[DIGEST_HEX_SIZE], zeros[DIGEST_HEX_SIZE];
+	char *text = malloc(size + 1);
+	int rc;
+
+	if (text == NULL)
+		return -1;
+	memset(text, '0', size);
+	text[size] = '\0';
+	memset(zeros, '0', HEX);
+	zeros[HEX] = '\0';
+	digest_to_hex(&source->parent_root, parent);
+	rc = set_text(metadata, "parent_root", parent) |
+		set_number(metadata, "chunk_bytes", CHECKPOINT_CHUNK_BYTES) |
+		set_text(metadata, "chunk_digests", text) | set_text(metadata, "root", zeros);
+	free(text);
+	return rc;
+}
+
+static json_t *build_metadata(
+	const struct checkpoint_source *source, const char *created, uint32_t chunk_count)
+{
+	json_t *metadata = json_object();
+	int rc;
+
+	rc = set_text(metadata, "format", "pt") |
+		set_number(metadata, "ckptd_format", CHECKPOINT_FORMAT_VERSION) |
+		set_text(metadata, "created", created) | set_readable(metadata, source->record) |
+		set_config(metadata, source->config) | set_record(metadata, source->record) |
+		set_digests(metadata, source, chunk_count);
+	if (rc == 0)
+		return metadata;
+	json_decref(metadata);
+	return NULL;
+}
+
+static int add_tensor(json_t *root, const char *name, const char *dtype, json_t *shape,
+	uint64_t begin, uint64_t bytes)
+{
+	return json_object_set_new(root, name,
+		json_pack("{s:s, s:o, s:[I,I]}", "dtype", dtype, "shape", shape, "data_offsets",
+			(json_int_t)begin, (json_int_t)(begin + bytes)));
+}
+
+static int add_section(json_t *root, const struct tensor_table *table, enum section section)
+{
+	uint64_t start = (uint64_t)section * table->section_bytes;
+	uint64_t filler = table->section_bytes - table->tensor_bytes;
+	char name[TENSOR_NAME_MAX + 16];
+	int rc = 0;
+
+	for (uint32_t i = 0; i < table->count; i++) {
+		const struct tensor_spec *spec = &table->specs[i];
+		json_t *shape = json_array();
+
+		for (uint32_t d = 0; d < spec->dim_count; d++)
+			json_array_append_new(shape, json_integer(spec->shape[d]));
+		snprintf(name, sizeof(name), "%s.%s", section_prefix(section), spec->name);
+		rc |= add_tensor(
+			root, name, "F32", shape, start + spec->offset, spec->elem_count * 4);
+	}
+	if (filler > 0) {
+		snprintf(name, sizeof(name), "pad.%s", section_pad_name(section));
+		rc |= add_tensor(root, name, "U8", json_pack("[I]", (json_int_t)filler),
+			start + table->tensor_bytes, filler);
+	}
+	return rc;
+}
+
+static char *build_json(
+	const struct checkpoint_source *source, const char *created, uint32_t chunk_count)
+{
+	AUTO_JSON root = json_object();
+	int rc;
+
+	rc = json_object_set_new(
+		root, "__metadata__", build_metadata(source, created, chunk_count));
+	for (int section = 0; section < SECTION_COUNT; section++)
+		rc |= add_section(root, source->table, (enum section)section);
+	return rc == 0 ? json_dumps(root, JSON_COMPACT) : NULL;
+}
+
+static int pad(const char *json, struct checkpoint_header *ret)
+{
+	size_t used = HEADER_LENGTH_BYTES + strlen(json);
+	uint64_t length;
+
+	ret->size = (used + CHECKPOINT_DATA_ALIGN - 1) / CHECKPOINT_DATA_ALIGN *
+		CHECKPOINT_DATA_ALIGN;
+	ret->bytes = aligned_alloc(CHECKPOINT_DATA_ALIGN, ret->size);
+	if (ret->bytes == NULL)
+		return -ENOMEM;
+	length = ret->size - HEADER_LENGTH_BYTES;
+	for (int i = 0; i < HEADER_LENGTH_BYTES; i++)
+		ret->bytes[i] = (uint8_t)(length >> (8 * i));
+	memset(ret->bytes + HEADER_LENGTH_BYTES, ' ', length);
+	memcpy(ret->bytes + HEADER_LENGTH_BYTES, json, used - HEADER_LENGTH_BYTES);
+	return 0;
+}
+
+/* The only place of a mark. A mark begins with `,"` outside of a string: inside of one the quote
+ * would be escaped, so the first hit is a key and a second one means a second such key. */
+static const char *find_only(const char *json, size_t size, const char *mark)
+{
+	const char *hit = memmem(json, size, mark, strlen(mark));
+	const char *next;
+
+	if (hit == NULL)
+		return NULL;
+	hit += strlen(mark);
+	next = memmem(hit, size - (size_t)(hit - json), mark, strlen(mark));
+	return next == NULL ? hit : NULL;
+}
+
+const char *checkpoint_header_find_root(const char *json, size_t size)
+{
+	const char *value = find_only(json, size, ROOT_MARK);
+
+	return value != NULL && (size_t)(json + size - value) > HEX ? value : NULL;
+}
+
+int checkpoint_header_build(const struct checkpoint_source *source, const char *created,
+	struct checkpoint_header *ret, struct error *err)
+{
+	uint64_t block_bytes = SECTION_COUNT * source->table->section_bytes;
+	char *json;
+	int rc;
+
+	CHECK(block_bytes > 0 && block_bytes % CHECKPOINT_CHUNK_BYTES == 0);
+	memset(ret, 0, sizeof(*ret));
+	ret->chunk_count = (uint32_t)(block_bytes / CHECKPOINT_CHUNK_BYTES);
+	json = build_json(source, created, ret->chunk_count);
+	if (json == NULL)
+		return error_set(err, -ENOMEM, "no memory for the header");
+	if (strlen(json) > CHECKPOINT_HEADER_MAX - CHECKPOINT_DATA_ALIGN)
+		rc = error_set(err, -EFBIG, "the model has too many tensors for one header");
+	else if (pad(json, ret) < 0)
+		rc = error_set(err, -ENOMEM, "no memory for the header");
+	else
+		rc = 0;
+	free(json);
+	if (rc < 0)
+		return rc;
+	json = (char *)ret->bytes + HEADER_LENGTH_BYTES;
+	ret->root = (char *)checkpoint_header_find_root(json, ret->size - HEADER_LENGTH_BYTES);
+	ret->chunk_digests = (char *)find_only(json, ret->size - HEADER_LENGTH_BYTES, CHUNKS_MARK);
+	CHECK(ret->root != NULL && ret->chunk_digests != NULL);
+	return 0;
+}
+
+struct digest checkpoint_header_root(const char *json, size_t size, const char *root_value)
+{
+	struct digest_stream stream;
+	uint8_t length[HEADER_LENGTH_BYTES];
+	char zeros[HEX];
+	size_t before = (size_t)(root_value - json);
+
+	CHECK(before + HEX <= size);
+	memset(zeros, '0', sizeof(zeros));
+	for (int i = 0; i < HEADER_LENGTH_BYTES; i++)
+		length[i] = (uint8_t)((uint64_t)size >> (8 * i));
+	digest_begin(&stream);
+	digest_add(&stream, ROOT_DOMAIN, sizeof(ROOT_DOMAIN));
+	digest_add(&stream, length, sizeof(length));
+	digest_add(&stream, json, before);
+	digest_add(&stream, zeros, sizeof(zeros));
+	digest_add(&stream, root_value + HEX, size - before - HEX);
+	return digest_end(&stream);
+}
+
+void checkpoint_header_finish(
+	struct checkpoint_header *header, const struct digest *chunks, struct digest *ret_root)
+{
+	const char *json = (const char *)header->bytes + HEADER_LENGTH_BYTES;
+	char hex[DIGEST_HEX_SIZE];
+
+	for (uint32_t i = 0; i < header->chunk_count; i++) {
+		digest_to_hex(&chunks[i], hex);
+		memcpy(header->chunk_digests + (size_t)i * HEX, hex, HEX);
+	}
+	*ret_root = checkpoint_header_root(json, header->size - HEADER_LENGTH_BYTES, header->root);
+	digest_to_hex(ret_root, hex);
+	memcpy(header->root, hex, HEX);
+}
+
+void checkpoint_header_fini(struct checkpoint_header *header)
+{
+	free(header->bytes);
+	memset(header, 0, sizeof(*header));
+}

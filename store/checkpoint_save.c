@@ -1,0 +1,446 @@
+/* The commit of one checkpoint, steps 1 to 6 of DESIGN section 6. The source is the pinned slot:
+ * what is hashed, written and compared is that memory itself, never a copy, and its seals are
+ * checked on the way, so a bit that flipped in memory is not published as truth.
+ *
+ * Whatever fails, both names this save may have made are gone when it returns: nothing is
+ * published half. After an error of fsync the file is dead: it is unlinked and never synced again,
+ * because the kernel has forgotten which pages it lost. */
+#include "store/checkpoint.h"
+
+#include "base/file.h"
+#include "base/panic.h"
+#include "base/seal.h"
+#include "base/sys.h"
+#include "store/checkpoint_header.h"
+#include "store/scan.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SEALS_PER_CHUNK (CHECKPOINT_CHUNK_BYTES / SEAL_CHUNK_BYTES)
+#define ASIDE_MAX 99
+
+struct save {
+	int folder_fd;
+	const struct checkpoint_source *source;
+	struct checkpoint_header header;
+	struct digest *chunks;
+	char partial[SCAN_NAME_MAX], published[SCAN_NAME_MAX];
+	const char *made; /* the name that is on disk now and must go on error */
+	int fd;           /* buffered: the one that is synced */
+	int direct_fd;    /* O_DIRECT, -1 where it is refused */
+	uint64_t block_bytes;
+	struct error *err;
+	/* Set by threads; the first error by position is the one that is told. */
+	atomic_bool failed, cached;
+	int error;
+	uint32_t error_chunk;
+};
+
+static int thread_count(const struct save *save)
+{
+	return save->source->threads > 0 ? (int)save->source->threads : omp_get_max_threads();
+}
+
+static const uint8_t *chunk_data(const struct save *save, uint32_t chunk)
+{
+	return (const uint8_t *)save->source->block + chunk * CHECKPOINT_CHUNK_BYTES;
+}
+
+static bool still_valid(const struct checkpoint_source *source)
+{
+	return source->still_valid == NULL || source->still_valid(source->context);
+}
+
+static void record_error(struct save *save, uint32_t chunk, int error)
+{
+#pragma omp critical(checkpoint_save)
+	{
+		if (save->error == 0 || chunk < save->error_chunk) {
+			save->error = error;
+			save->error_chunk = chunk;
+		}
+	}
+	atomic_store(&save->failed, true);
+}
+
+/* -- an older file under this name -- */
+
+static int move_aside(struct save *save)
+{
+	char aside[SCAN_NAME_MAX];
+	int rc = -EEXIST;
+
+	for (int n = 1; rc == -EEXIST && n <= ASIDE_MAX; n++) {
+		snprintf(aside, sizeof(aside), "%.64s%s%d", save->published, SCAN_ASIDE_INFIX, n);
+		rc = sys_renameat_noreplace(save->folder_fd, save->published, aside);
+	}
+	if (rc < 0)
+		return error_set(save->err, rc, "cannot move the corrupt %s aside: %s",
+			save->published, strerror(-rc));
+	return 0;
+}
+
+static bool same_state(const struct state_record *a, const struct state_record *b)
+{
+	return memcmp(a->run_id, b->run_id, sizeof(a->run_id)) == 0 && a->branch == b->branch &&
+		a->step == b->step && digest_equal(&a->model_digest, &b->model_digest);
+}
+
+static void answer(struct save *save, const struct checkpoint_info *info, const struct digest *root,
+	struct checkpoint_saved *ret)
+{
+	checkpoint_id_format(save->source->record->step, save->source->record->branch, ret->id);
+	ret->root = *root;
+	snprintf(ret->created, sizeof(ret->created), "%s", info->created);
+	ret->file_bytes = info->file_bytes;
+}
+
+/* 1 and the answer when this (branch, step) stands already and its bytes still verify: a (branch,
+ * step) is written once. 0 when the name is free, or was held by a file that is proven corrupt. */
+static int check_published(struct save *save, struct checkpoint_saved *ret)
+{
+	struct checkpoint_info info;
+	int fd, rc;
+
+	fd = checkpoint_open(save->folder_fd, save->published, &info, save->err);
+	if (fd == -ENOENT)
+		return 0;
+	if (fd == -EBADMSG)
+		return move_aside(save);
+	if (fd < 0)
+		return fd;
+	if (!same_state(&info.record, save->source->record)) {
+		rc = error_set(save->err, -EEXIST,
+			"%s is there and belongs to another run or model", save->published);
+	} else {
+		rc = checkpoint_read(fd, &info, NULL, NULL, save->source->threads, NULL, save->err);
+		if (rc == 0)
+			answer(save, &info, &info.root, ret);
+	}
+	sys_close(fd);
+	checkpoint_info_fini(&info);
+	if (rc == -EBADMSG)
+		return move_aside(save);
+	ret->already = rc == 0;
+	return rc < 0 ? rc : 1;
+}
+
+/* -- step 1: reserve -- */
+
+static int create_partial(struct save *save)
+{
+	const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+	int fd = sys_openat(save->folder_fd, save->partial, flags, 0640);
+
+	/* One saver at a time: an equal name can only be what a killed one left behind. */
+	if (fd == -EEXIST && sys_unlinkat(save->folder_fd, save->partial) == 0)
+		fd = sys_openat(save->folder_fd, save->partial, flags, 0640);
+	if (fd < 0)
+		return error_set(
+			save->err, fd, "cannot create %s: %s", save->partial, strerror(-fd));
+	save->fd = fd;
+	save->made = save->partial;
+	if ((uintptr_t)save->source->block % CHECKPOINT_DATA_ALIGN == 0)
+		save->direct_fd = sys_openat(save->folder_fd, save->partial,
+			O_RDWR | O_DIRECT | O_NOFOLLOW | O_CLOEXEC, 0);
+	return 0;
+}
+
+static int reserve(struct save *save)
+{
+	uint64_t bytes = save->header.size + save->block_bytes;
+	int rc = create_partial(save);
+
+	if (rc < 0)
+		return rc;
+	rc = sys_fallocate(save->fd, (off_t)bytes);
+	if (rc < 0 && rc != -EOPNOTSUPP)
+		return error_set(save->err, rc, "cannot reserve %llu MiB for %s: %s",
+			(unsigned long long)(bytes >> 20), save->published, strerror(-rc));
+	return sys_fault("save.reserved");
+}
+
+/* -- step 2: hash and write -- */
+
+static int check_seals(const struct save *save, uint32_t chunk)
+{
+	uint64_t sums[SEALS_PER_CHUNK];
+
+	seal_sums(chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, sums);
+	return memcmp(sums, save->source->sums + chunk * SEALS_PER_CHUNK, sizeof(sums)) == 0
+		? 0
+		: -EUCLEAN;
+}
+
+static int write_chunk(struct save *save, uint32_t chunk)
+{
+	off_t offset = (off_t)(save->header.size + chunk * CHECKPOINT_CHUNK_BYTES);
+	int rc = check_seals(save, chunk);
+
+	if (rc < 0)
+		return rc;
+	save->chunks[chunk] = digest_of(chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES);
+	if (save->direct_fd >= 0) {
+		rc = file_write_exact(
+			save->direct_fd, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, offset);
+		if (rc != -EINVAL)
+			return rc;
+		/* A file system that takes O_DIRECT and then not these bytes. */
+	}
+	return file_write_exact(save->fd, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, offset);
+}
+
+static int explain(struct save *save, const char *doing)
+{
+	switch (save->error) {
+	case -EUCLEAN:
+		return error_set(save->err, -EUCLEAN,
+			"memory corrupt: the state of %s does not match its seal near MiB %llu",
+			save->published, (unsigned long long)(save->error_chunk * SEALS_PER_CHUNK));
+	case -EILSEQ:
+		return error_set(save->err, -EIO,
+			"the device gave back other bytes than were written to %s (chunk %u)",
+			save->published, save->error_chunk);
+	case -ESTALE:
+		return error_set(save->err, -ESTALE, "the pinned state changed during the save");
+	default:
+		return error_set(save->err, save->error, "cannot %s %s: %s", doing, save->published,
+			strerror(-save->error));
+	}
+}
+
+static int write_data(struct save *save, struct digest *ret_root)
+{
+	int rc;
+
+#pragma omp parallel for schedule(dynamic) num_threads(thread_count(save))
+	for (uint32_t chunk = 0; chunk < save->header.chunk_count; chunk++) {
+		if (atomic_load(&save->failed))
+			continue;
+		int chunk_rc = write_chunk(save, chunk);
+
+		if (chunk_rc < 0)
+			record_error(save, chunk, chunk_rc);
+	}
+	if (save->error < 0)
+		return explain(save, "write");
+	checkpoint_header_finish(&save->header, save->chunks, ret_root);
+	rc = file_write_exact(save->fd, save->header.bytes, save->header.size, 0);
+	if (rc < 0)
+		return error_set(
+			save->err, rc, "cannot write %s: %s", save->published, strerror(-rc));
+	return sys_fault("save.written");
+}
+
+/* -- step 3: fsync -- */
+
+static int sync_file(struct save *save)
+{
+	int rc = sys_fsync(save->fd);
+
+	if (rc < 0)
+		return error_set(save->err, rc,
+			"cannot sync %s: %s; the file is given up, a new save writes a new one",
+			save->published, strerror(-rc));
+	return sys_fault("save.synced");
+}
+
+/* -- step 4: read back -- */
+
+/* size bytes at offset into an aligned buffer: from the device, or through a dropped cache. */
+static int read_device(struct save *save, void *buffer, size_t size, uint64_t offset)
+{
+	if (save->direct_fd >= 0) {
+		int rc = file_read_exact(save->direct_fd, buffer, size, (off_t)offset);
+
+		if (rc != -EINVAL)
+			return rc;
+	}
+	atomic_store(&save->cached, true);
+	posix_fadvise(save->fd, (off_t)offset, (off_t)size, POSIX_FADV_DONTNEED);
+	return file_read_exact(save->fd, buffer, size, (off_t)offset);
+}
+
+static int compare_chunk(struct save *save, uint32_t chunk, uint8_t *buffer)
+{
+	uint64_t offset = save->header.size + chunk * CHECKPOINT_CHUNK_BYTES;
+	int rc = buffer != NULL ? 0 : -ENOMEM;
+
+	if (rc == 0)
+		rc = read_device(save, buffer, CHECKPOINT_CHUNK_BYTES, offset);
+	if (rc < 0 || memcmp(buffer, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES) == 0)
+		return rc;
+	/* Which side changed? The memory has its own witnesses. */
+	if (!still_valid(save->source))
+		return -ESTALE;
+	rc = check_seals(save, chunk);
+	return rc < 0 ? rc : -EILSEQ;
+}
+
+static int compare_header(struct save *save)
+{
+	uint8_t *buffer = aligned_alloc(CHECKPOINT_DATA_ALIGN, save->header.size);
+	int rc = buffer != NULL ? 0 : -ENOMEM;
+
+	if (rc == 0)
+		rc = read_device(save, buffer, save->header.size, 0);
+	if (rc == 0 && memcmp(buffer, save->header.bytes, save->header.size) != 0)
+		rc = -EILSEQ;
+	free(buffer);
+	return rc;
+}
+
+static int read_back(struct save *save)
+{
+	int rc = compare_header(save);
+
+	if (rc < 0)
+		record_error(save, 0, rc);
+#pragma omp parallel num_threads(thread_count(save))
+	{
+		uint8_t *buffer = aligned_alloc(CHECKPOINT_DATA_ALIGN, CHECKPOINT_CHUNK_BYTES);
+
+#pragma omp for schedule(dynamic)
+		for (uint32_t chunk = 0; chunk < save->header.chunk_count; chunk++) {
+			if (atomic_load(&save->failed))
+				continue;
+			int chunk_rc = compare_chunk(save, chunk, buffer);
+
+			if (chunk_rc < 0)
+				record_error(save, chunk, chunk_rc);
+		}
+		free(buffer);
+	}
+	if (save->error < 0)
+		return explain(save, "read back");
+	return sys_fault("save.readback");
+}
+
+/* -- steps 5 and 6: rename, fsync the folder -- */
+
+static int publish(struct save *save)
+{
+	int rc;
+
+	if (!still_valid(save->source)) {
+		save->error = -ESTALE;
+		return explain(save, "publish");
+	}
+	rc = sys_renameat_noreplace(save->folder_fd, save->partial, save->published);
+	if (rc < 0)
+		return error_set(
+			save->err, rc, "cannot publish %s: %s", save->published, strerror(-rc));
+	save->made = save->published;
+	rc = sys_fault("save.renamed");
+	if (rc == 0)
+		rc = file_sync_dir(save->folder_fd);
+	if (rc < 0)
+		return error_set(save->err, rc, "cannot sync the folder of %s: %s", save->published,
+			strerror(-rc));
+	return sys_fault("save.published");
+}
+
+/* -- all of it -- */
+
+static int save_init(struct save *save, const char *created)
+{
+	const struct checkpoint_source *source = save->source;
+	struct digest sums;
+	char id[CHECKPOINT_ID_SIZE];
+
+	checkpoint_id_format(source->record->step, source->record->branch, id);
+	snprintf(save->published, sizeof(save->published), "%s%s", id, CHECKPOINT_SUFFIX);
+	snprintf(save->partial, sizeof(save->partial), ".%s.partial-%u", id, source->attempt);
+	save->block_bytes = SECTION_COUNT * source->table->section_bytes;
+	sums = digest_of(source->sums, save->block_bytes / SEAL_CHUNK_BYTES * sizeof(uint64_t));
+	if (!state_record_valid(source->record) ||
+		!digest_equal(&sums, &source->record->sums_digest))
+		return error_set(save->err, -EUCLEAN,
+			"memory corrupt: the record of %s does not match its own sums", id);
+	save->chunks = calloc(save->block_bytes / CHECKPOINT_CHUNK_BYTES, sizeof(*save->chunks));
+	if (save->chunks == NULL)
+		return error_set(save->err, -ENOMEM, "no memory for the digests");
+	return checkpoint_header_build(source, created, &save->header, save->err);
+}
+
+static void save_fini(struct save *save)
+{
+	if (save->direct_fd >= 0)
+		sys_close(save->direct_fd);
+	if (save->fd >= 0)
+		sys_close(save->fd);
+	if (save->made != NULL)
+		sys_unlinkat(save->folder_fd, save->made);
+	checkpoint_header_fini(&save->header);
+	free(save->chunks);
+}
+
+/* A named fault point gives a bare code. */
+static int told(struct save *save, int rc)
+{
+	if (rc < 0 && save->err != NULL && save->err->text[0] == '\0')
+		error_set(save->err, rc, "cannot save %s: %s", save->published, strerror(-rc));
+	return rc;
+}
+
+static int commit(struct save *save, const char *created, struct checkpoint_saved *ret)
+{
+	struct checkpoint_info info = {.file_bytes = save->header.size + save->block_bytes};
+	struct digest root;
+	nsec_t begun = clock_monotonic_ns(), synced;
+	int rc;
+
+	rc = reserve(save);
+	if (rc == 0)
+		rc = write_data(save, &root);
+	if (rc == 0)
+		rc = sync_file(save);
+	if (rc < 0)
+		return told(save, rc);
+	synced = clock_monotonic_ns();
+	rc = read_back(save);
+	ret->readback_ns = clock_monotonic_ns() - synced;
+	if (rc == 0)
+		rc = publish(save);
+	if (rc < 0)
+		return told(save, rc);
+	save->made = NULL;
+	snprintf(info.created, sizeof(info.created), "%s", created);
+	answer(save, &info, &root, ret);
+	ret->direct = !atomic_load(&save->cached);
+	ret->write_ns = synced - begun;
+	return 0;
+}
+
+int checkpoint_save(int checkpoints_fd, const struct checkpoint_source *source,
+	struct checkpoint_saved *ret, struct error *err)
+{
+	struct save save = {.folder_fd = checkpoints_fd,
+		.source = source,
+		.fd = -1,
+		.direct_fd = -1,
+		.err = err};
+	char created[CLOCK_TEXT_SIZE];
+	nsec_t begun = clock_monotonic_ns();
+	int rc;
+
+	memset(ret, 0, sizeof(*ret));
+	if (err != NULL)
+		err->text[0] = '\0';
+	clock_format_utc(clock_wall_ns(), created);
+	rc = save_init(&save, created);
+	if (rc == 0)
+		rc = check_published(&save, ret);
+	if (err != NULL && rc == 0)
+		err->text[0] = '\0'; /* what is not there is no error */
+	if (rc == 0)
+		rc = commit(&save, created, ret);
+	save_fini(&save);
+	ret->total_ns = clock_monotonic_ns() - begun;
+	return rc < 0 ? rc : 0;
+}

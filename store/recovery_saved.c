@@ -1,0 +1,297 @@
+/* After a save: the row, then retention; and making room before one. A file goes only in this
+ * order: its row says `deleted` and is committed, then the unlink, then the fsync of the folder; so
+ * no row ever promises a file that a crash may have taken. Without a catalog nothing is deleted:
+ * what is verified is not known then. */
+#include "store/recovery_folder.h"
+
+#include "base/file.h"
+#include "base/sys.h"
+#include "store/retention.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* The header, the catalog and its log also want room. */
+#define ROOM_MARGIN_BYTES ((uint64_t)16 << 20)
+
+struct cleaning {
+	struct recovery_folder folder;
+	struct catalog *catalog;
+	struct catalog_row *rows;
+	struct retention_item *items; /* items[i] speaks of files[i] */
+	const struct scan_file **files;
+	uint32_t row_count, item_count;
+	recovery_report *report;
+	void *context;
+};
+
+static void cleaning_fini(struct cleaning *cleaning)
+{
+	catalog_close(cleaning->catalog);
+	recovery_folder_close(&cleaning->folder);
+	free(cleaning->rows);
+	free(cleaning->items);
+	free(cleaning->files);
+}
+
+/* Only files with a row take part; what is refused is not ours to delete. */
+static void add_items(struct cleaning *cleaning)
+{
+	const struct scan *scan = &cleaning->folder.scan;
+
+	for (uint32_t i = 0; i < scan->file_count; i++) {
+		const struct scan_file *file = &scan->files[i];
+		const struct catalog_row *row = recovery_find_row(
+			cleaning->rows, cleaning->row_count, file->step, file->branch);
+
+		if (row == NULL || row->state == CHECKPOINT_REFUSED)
+			continue;
+		cleaning->files[cleaning->item_count] = file;
+		cleaning->items[cleaning->item_count++] = (struct retention_item){
+			.step = row->step,
+			.branch = row->branch,
+			.file_bytes = row->file_bytes,
+			.verified = row->state == CHECKPOINT_VERIFIED,
+			.corrupt = row->state == CHECKPOINT_CORRUPT,
+			.on_line = line_contains(&cleaning->folder.line, row->branch, row->step),
+			.keep = row->keep || scan_keeps(scan, &row->root),
+		};
+	}
+}
+
+static int cleaning_init(struct cleaning *cleaning, const char *run_dir, int run_fd,
+	recovery_report *report, void *context, struct error *err)
+{
+	uint32_t bad = 0;
+	int rc;
+
+	memset(cleaning, 0, sizeof(*cleaning));
+	cleaning->report = report;
+	cleaning->context = context;
+	rc = recovery_folder_open(run_fd, &cleaning->folder, err);
+	if (rc < 0)
+		return rc;
+	rc = catalog_open(run_dir, CATALOG_WRITE, &cleaning->catalog, err);
+	if (rc == 0)
+		rc = catalog_list(
+			cleaning->catalog, &cleaning->rows, &cleaning->row_count, &bad, err);
+	if (rc == 0) {
+		size_t room = (size_t)cleaning->folder.scan.file_count + 1;
+
+		cleaning->items = calloc(room, sizeof(*cleaning->items));
+		cleaning->files = calloc(room, sizeof(*cleaning->files));
+		if (cleaning->items == NULL || cleaning->files == NULL)
+			rc = error_set(err, -ENOMEM, "no memory for the list of checkpoints");
+	}
+	if (rc < 0) {
+		cleaning_fini(cleaning);
+		return rc;
+	}
+	add_items(cleaning);
+	return 0;
+}
+
+static int remove_item(struct cleaning *cleaning, uint32_t item, const char *why, struct error *err)
+{
+	const struct scan_file *file = cleaning->files[item];
+	char id[CHECKPOINT_ID_SIZE];
+	int rc;
+
+	checkpoint_id_format(file->step, file->branch, id);
+	rc = catalog_set_state(cleaning->catalog, id, CHECKPOINT_DELETED, why, err);
+	if (rc < 0)
+		return rc;
+	rc = sys_unlinkat(cleaning->folder.fd, file->name);
+	if (rc < 0 && rc != -ENOENT)
+		return error_set(err, rc, "cannot remove %s: %s", file->name, strerror(-rc));
+	recovery_tell(cleaning->report, cleaning->context, "deleted", "info", file->step,
+		"%s is deleted %s", id, why);
+	return 0;
+}
+
+static int sync_folder(const struct cleaning *cleaning, struct error *err)
+{
+	int rc = file_sync_dir(cleaning->folder.fd);
+
+	return rc == 0
+		? 0
+		: error_set(err, rc, "cannot sync the checkpoints folder: %s", strerror(-rc));
+}
+
+/* -- after a save -- */
+
+static void row_of_saved(const struct cleaning *cleaning, const struct checkpoint_saved *saved,
+	const struct checkpoint_source *source, struct catalog_row *ret)
+{
+	const struct state_record *record = source->record;
+
+	memset(ret, 0, sizeof(*ret));
+	snprintf(ret->id, sizeof(ret->id), "%s", saved->id);
+	ret->step = record->step;
+	ret->branch = record->branch;
+	ret->state = CHECKPOINT_VERIFIED;
+	ret->root = saved->root;
+	ret->parent_root = source->parent_root;
+	ret->file_bytes = saved->file_bytes;
+	ret->loss = isnan(record->loss) ? (double)NAN : (double)record->loss;
+	ret->trained_seconds = record->trained_ns / (uint64_t)NSEC_PER_SEC;
+	ret->keep = scan_keeps(&cleaning->folder.scan, &saved->root);
+	snprintf(ret->created, sizeof(ret->created), "%s", saved->created);
+	snprintf(ret->readback, sizeof(ret->readback), "%s", saved->direct ? "direct" : "cache");
+}
+
+/* A second save of a step answers with the first: its row stands already, unless it was lost. */
+static bool is_catalogued(const struct cleaning *cleaning, const struct checkpoint_saved *saved)
+{
+	for (uint32_t i = 0; i < cleaning->row_count; i++)
+		if (strcmp(cleaning->rows[i].id, saved->id) == 0)
+			return saved->already && cleaning->rows[i].state == CHECKPOINT_VERIFIED &&
+				digest_equal(&cleaning->rows[i].root, &saved->root);
+	return false;
+}
+
+static int write_row(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
+	const struct checkpoint_source *source, struct error *err)
+{
+	struct cleaning cleaning;
+	struct catalog_row row;
+	int rc = cleaning_init(&cleaning, run_dir, run_fd, NULL, NULL, err);
+
+	if (rc < 0)
+		return rc;
+	if (!is_catalogued(&cleaning, saved)) {
+		row_of_saved(&cleaning, saved, source, &row);
+		rc = catalog_put(cleaning.catalog, &row, err);
+	}
+	cleaning_fini(&cleaning);
+	if (rc == 0 && (rc = sys_fault("save.catalogued")) < 0)
+		error_set(err, rc, "catalog: %s", strerror(-rc));
+	return rc;
+}
+
+static int retain(const char *run_dir, int run_fd, const struct config *config,
+	recovery_report *report, void *context, struct error *err)
+{
+	const struct retention_policy policy = {
+		.keep_last = (uint32_t)config->keep_last,
+		.keep_every = (uint64_t)config->keep_every,
+		.abandoned_last = RECOVERY_ABANDONED_LAST,
+		.corrupt_last = RECOVERY_CORRUPT_LAST,
+	};
+	struct cleaning cleaning;
+	uint32_t removed = 0;
+	int rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
+
+	if (rc < 0)
+		return rc;
+	retention_decide(cleaning.items, cleaning.item_count, &policy);
+	for (uint32_t i = 0; rc == 0 && i < cleaning.item_count; i++) {
+		if (!cleaning.items[i].remove)
+			continue;
+		rc = remove_item(&cleaning, i, "by retention", err);
+		removed++;
+	}
+	removed += recovery_prune_asides(&cleaning.folder, RECOVERY_CORRUPT_LAST);
+	if (rc == 0 && removed > 0)
+		rc = sync_folder(&cleaning, err);
+	if (rc == 0)
+		rc = catalog_prune(cleaning.catalog, RECOVERY_ROWS_GONE, err);
+	cleaning_fini(&cleaning);
+	if (rc == 0 && (rc = sys_fault("save.retained")) < 0)
+		error_set(err, rc, "retention: %s", strerror(-rc));
+	return rc;
+}
+
+int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
+	const struct checkpoint_source *source, const struct config *config, bool *ret_catalogued,
+	recovery_report *report, void *context, struct error *err)
+{
+	int rc = write_row(run_dir, run_fd, saved, source, err);
+
+	*ret_catalogued = rc == 0;
+	return rc < 0 ? rc : retain(run_dir, run_fd, config, report, context, err);
+}
+
+/* -- before one -- */
+
+/* Asked anew each time: others use the disk too. */
+static int free_bytes(int run_fd, uint64_t *ret, struct error *err)
+{
+	struct statvfs fs;
+
+	if (fstatvfs(run_fd, &fs) < 0)
+		return error_set(err, -errno, "cannot ask for the free space: %s", strerror(errno));
+	*ret = (uint64_t)(geteuid() == 0 ? fs.f_bfree : fs.f_bavail) * fs.f_frsize;
+	return 0;
+}
+
+static int remove_next(struct cleaning *cleaning, struct error *err)
+{
+	uint32_t chosen = cleaning->item_count;
+	int rc;
+
+	if (!retention_make_room(cleaning->items, cleaning->item_count))
+		return -ENOSPC;
+	for (uint32_t i = 0; i < cleaning->item_count; i++)
+		if (cleaning->items[i].remove)
+			chosen = i;
+	rc = remove_item(cleaning, chosen, "to make room on a full disk", err);
+	if (rc == 0)
+		rc = sync_folder(cleaning, err);
+	/* It is gone: the last item takes its place. */
+	cleaning->items[chosen] = cleaning->items[--cleaning->item_count];
+	cleaning->files[chosen] = cleaning->files[cleaning->item_count];
+	return rc;
+}
+
+static int clean_until_free(
+	struct cleaning *cleaning, int run_fd, uint64_t bytes, struct error *err)
+{
+	uint64_t free = 0;
+	int rc;
+
+	if (recovery_prune_asides(&cleaning->folder, 0) > 0) {
+		rc = sync_folder(cleaning, err);
+		if (rc < 0)
+			return rc;
+	}
+	for (;;) {
+		rc = free_bytes(run_fd, &free, err);
+		if (rc < 0 || free >= bytes + ROOM_MARGIN_BYTES)
+			return rc;
+		rc = remove_next(cleaning, err);
+		if (rc == -ENOSPC && free >= bytes)
+			return 0;
+		if (rc == -ENOSPC)
+			return error_set(err, rc,
+				"disk full: a checkpoint needs %llu MiB, %llu MiB are free, and no "
+				"checkpoint may be deleted",
+				(unsigned long long)(bytes >> 20),
+				(unsigned long long)(free >> 20));
+		if (rc < 0)
+			return rc;
+	}
+}
+
+int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, const struct config *config,
+	recovery_report *report, void *context, struct error *err)
+{
+	struct cleaning cleaning;
+	uint64_t free = 0;
+	int rc = free_bytes(run_fd, &free, err);
+
+	/* Most often nothing is to be done, and a save needs no catalog. */
+	if (rc < 0 || free >= bytes + ROOM_MARGIN_BYTES)
+		return rc;
+	rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
+	if (rc < 0)
+		return rc;
+	rc = clean_until_free(&cleaning, run_fd, bytes, err);
+	cleaning_fini(&cleaning);
+	return rc;
+}
