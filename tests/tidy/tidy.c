@@ -1,0 +1,221 @@
+/* The rules of the tree, as a test: includes point down, each foreign library has one door, files
+ * and lines keep their size, nothing unfinished is left. Prints file:line and the rule. */
+#include <dirent.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FILE_LINES_MAX 700
+#define LINE_COLUMNS_MAX 100
+#define TAB_COLUMNS 8
+#define DEPTH_MAX 8
+
+/* Who may include from whom: a file under `from` may include headers under the listed folders. The
+ * longest matching `from` holds. */
+static const struct {
+	const char *from;
+	const char *may[12];
+} layers[] = {
+	{"base/", {"base/"}},
+	{"proto/", {"proto/", "base/"}},
+	{"store/", {"store/", "proto/", "base/"}},
+	{"supervisor/", {"supervisor/", "store/", "proto/", "base/"}},
+	{"ctl/", {"ctl/", "store/", "proto/", "base/"}},
+	{"daemon/ops/", {"daemon/ops/", "base/"}},
+	{"daemon/model/", {"daemon/model/", "daemon/ops/", "base/"}},
+	{"daemon/diffusion/", {"daemon/diffusion/", "base/"}},
+	{"daemon/optim/", {"daemon/optim/", "base/"}},
+	{"daemon/data/", {"daemon/data/", "daemon/image/", "base/"}},
+	{"daemon/image/", {"daemon/image/", "base/"}},
+	{"daemon/train/",
+		{"daemon/train/", "daemon/model/", "daemon/diffusion/", "daemon/optim/",
+			"daemon/data/", "daemon/image/", "base/"}},
+	{"daemon/", {"daemon/", "store/", "proto/", "base/"}},
+	{"tests/", {"tests/", "daemon/", "ctl/", "supervisor/", "store/", "proto/", "base/"}},
+	{"bench/", {"bench/", "daemon/", "store/", "proto/", "base/"}},
+};
+
+/* Each foreign library's header, and the files or folders that may include it. */
+static const struct {
+	const char *header;
+	const char *doors[4];
+} doors[] = {
+	{"uv.h", {"supervisor/"}},
+	{"sqlite3.h", {"store/catalog.c", "store/history.c", "store/database.c"}},
+	{"sodium.h", {"base/digest.c", "base/rng.c"}},
+	{"cblas.h", {"daemon/ops/gemm_openblas.c"}},
+	{"openblas_config.h", {"daemon/ops/gemm_openblas.c"}},
+	{"jansson.h", {"proto/", "store/"}},
+	{"spng.h", {"daemon/image/"}},
+	{"jpeglib.h", {"daemon/image/"}},
+	{"ini.h", {"base/config.c"}},
+};
+
+static const char *const unfinished[] = {"TO"
+					 "DO",
+	"FIX"
+	"ME",
+	"X"
+	"XX"};
+
+static unsigned finding_count, file_count;
+
+static void report(const char *path, unsigned line, const char *rule, const char *what)
+{
+	printf("# %s:%u: %s%s%s\n", path, line, rule, *what ? ": " : "", what);
+	finding_count++;
+}
+
+static bool starts_with(const char *text, const char *prefix)
+{
+	return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+static void check_own_include(const char *path, unsigned line, const char *header)
+{
+	size_t best = 0, best_length = 0;
+
+	for (size_t i = 0; i < sizeof(layers) / sizeof(*layers); i++)
+		if (starts_with(path, layers[i].from) && strlen(layers[i].from) > best_length) {
+			best = i;
+			best_length = strlen(layers[i].from);
+		}
+	if (best_length == 0)
+		return;
+	for (size_t j = 0; j < 12 && layers[best].may[j]; j++)
+		if (starts_with(header, layers[best].may[j]))
+			return;
+	report(path, line, "this include does not point down", header);
+}
+
+static void check_foreign_include(const char *path, unsigned line, const char *header)
+{
+	/* Tests may look behind a door. */
+	if (starts_with(path, "tests/"))
+		return;
+	for (size_t i = 0; i < sizeof(doors) / sizeof(*doors); i++) {
+		if (strcmp(doors[i].header, header) != 0)
+			continue;
+		for (size_t j = 0; j < 4 && doors[i].doors[j]; j++)
+			if (starts_with(path, doors[i].doors[j]))
+				return;
+		report(path, line, "this library has another door", header);
+	}
+}
+
+static void check_include(const char *path, unsigned line, const char *text)
+{
+	char header[256], close;
+
+	if (sscanf(text, "#include \"%255[^\"]%c", header, &close) == 2)
+		check_own_include(path, line, header);
+	else if (sscanf(text, "#include <%255[^>]%c", header, &close) == 2)
+		check_foreign_include(path, line, header);
+}
+
+static void check_line(const char *path, unsigned line, const char *text, bool code)
+{
+	size_t length = strlen(text);
+	unsigned columns = 0;
+
+	for (size_t i = 0; i < length; i++) {
+		if (text[i] == '\t')
+			columns += TAB_COLUMNS - columns % TAB_COLUMNS;
+		else if ((text[i] & 0xc0) != 0x80)
+			columns++;
+	}
+	if (code && columns > LINE_COLUMNS_MAX)
+		report(path, line, "longer than 100 columns", "");
+	if (length > 0 && (text[length - 1] == ' ' || text[length - 1] == '\t'))
+		report(path, line, "ends in white space", "");
+	for (size_t i = 0; i < sizeof(unfinished) / sizeof(*unfinished); i++)
+		if (strstr(text, unfinished[i]))
+			report(path, line, "unfinished", unfinished[i]);
+	if (code)
+		check_include(path, line, text);
+}
+
+static bool ends_with(const char *text, const char *suffix)
+{
+	size_t length = strlen(text), tail = strlen(suffix);
+
+	return length >= tail && strcmp(text + length - tail, suffix) == 0;
+}
+
+static void check_file(const char *path)
+{
+	bool code = ends_with(path, ".c") || ends_with(path, ".h");
+	char text[4096];
+	unsigned line = 0;
+	FILE *file = fopen(path, "r");
+
+	if (!file) {
+		report(path, 0, "cannot be opened", "");
+		return;
+	}
+	file_count++;
+	while (fgets(text, sizeof(text), file)) {
+		text[strcspn(text, "\n")] = 0;
+		line++;
+		if (line == 1 && code && !starts_with(text, "/*"))
+			report(path, line, "does not open with a comment", "");
+		check_line(path, line, text, code);
+	}
+	if (code && line > FILE_LINES_MAX)
+		report(path, line, "longer than 700 lines", "");
+	fclose(file);
+}
+
+static bool is_source(const char *name)
+{
+	static const char *const suffixes[] = {".c", ".h", ".def", ".build", ".py", ".sh", ".conf",
+		".service", ".socket", ".varlink"};
+
+	for (size_t i = 0; i < sizeof(suffixes) / sizeof(*suffixes); i++)
+		if (ends_with(name, suffixes[i]))
+			return true;
+	return false;
+}
+
+static void walk(const char *folder, int depth)
+{
+	DIR *dir = opendir(folder);
+	struct dirent *entry;
+
+	if (!dir)
+		return;
+	while ((entry = readdir(dir))) {
+		char path[PATH_MAX];
+		struct stat st;
+
+		if (entry->d_name[0] == '.' || starts_with(entry->d_name, "build"))
+			continue;
+		int length = snprintf(path, sizeof(path), "%s%s%s", depth ? folder : "",
+			depth ? "/" : "", entry->d_name);
+		if (length >= (int)sizeof(path) || lstat(path, &st) < 0)
+			continue;
+		if (S_ISDIR(st.st_mode) && depth < DEPTH_MAX)
+			walk(path, depth + 1);
+		else if (S_ISREG(st.st_mode) && is_source(entry->d_name))
+			check_file(path);
+	}
+	closedir(dir);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 2 || chdir(argv[1]) < 0) {
+		fprintf(stderr, "usage: tidy SOURCE_FOLDER\n");
+		return 2;
+	}
+	walk(".", 0);
+	/* A walk that found nothing has checked nothing. */
+	bool ok = finding_count == 0 && file_count > 50;
+	printf("1..1\n%s 1 - the rules of the tree hold in %u files\n", ok ? "ok" : "not ok",
+		file_count);
+	return ok ? 0 : 1;
+}
