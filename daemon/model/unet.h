@@ -36,8 +36,10 @@ struct unet_config {
 /* One line naming the key and the rule that is broken. */
 int unet_config_check(const struct unet_config *config, struct error *err);
 /* diffusers' names and shapes (docs/MODEL.md), laid out. */
-int unet_tensor_table(const struct unet_config *config, struct tensor_table *ret, struct error *err);
-/* section: weights in the table's order, padding zero. zero_out: conv2 of each resnet, to_out.0 of each attention and conv_out start at zero. */
+int unet_tensor_table(
+	const struct unet_config *config, struct tensor_table *ret, struct error *err);
+/* section: weights in the table's order, padding zero. zero_out: conv2 of each resnet, to_out.0 of
+ * each attention and conv_out start at zero. */
 void unet_init_weights(const struct unet_config *config, const struct tensor_table *table,
 	const struct rng *rng, bool zero_out, float *section);
 

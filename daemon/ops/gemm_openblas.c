@@ -1,0 +1,180 @@
+/* The engine `openblas`: single-thread cblas_sgemm called from our own parallel loops over blocks
+ * of positions, all taps on a block while it is in cache. The only file that knows cblas. OpenBLAS
+ * never runs threads of its own, so any build of it works and bits do not depend on threads.
+ *
+ * Packed form of a tap: the plain matrix [in_width][out_width]. */
+#include "base/panic.h"
+#include "daemon/ops/engine.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Output channels handled at a time, so that small levels still feed all threads. */
+#define OUT_BLOCK 128
+/* Rows of a weight gradient handled at a time. */
+#define DW_BLOCK 64
+
+static size_t packed_bytes(uint32_t in_width, uint32_t out_width)
+{
+	return (size_t)in_width * out_width * sizeof(float);
+}
+
+static void pack(
+	void *packed, uint32_t in_width, uint32_t out_width, const float *matrix, bool transposed)
+{
+	float *rows = packed;
+	if (transposed) {
+		memcpy(rows, matrix, packed_bytes(in_width, out_width));
+		return;
+	}
+	for (uint32_t o = 0; o < out_width; o++)
+		for (uint32_t i = 0; i < in_width; i++)
+			rows[(size_t)i * out_width + o] = matrix[(size_t)o * in_width + i];
+}
+
+static void add_into(float *restrict dst, const float *restrict src, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		dst[i] += src[i];
+}
+
+/* Bias, per-image values and residual on one block; zero at pads. */
+static void finish_block(const struct conv_call *call, uint32_t first, uint32_t rows,
+	uint32_t column, uint32_t columns)
+{
+	for (uint32_t p = first; p < first + rows; p++) {
+		size_t at = (size_t)p * call->out_width + column;
+		float *out = call->out + at;
+		int32_t image = call->layout->image_of[p];
+		if (image < 0 || (uint32_t)image >= call->n) {
+			memset(out, 0, columns * sizeof(float));
+			continue;
+		}
+		for (int i = 0; i < 2; i++)
+			if (call->bias[i])
+				add_into(out, call->bias[i] + column, columns);
+		if (call->per_image)
+			add_into(out,
+				call->per_image + (size_t)image * call->per_image_stride + column,
+				columns);
+		if (call->residual)
+			add_into(out, call->residual + at, columns);
+	}
+}
+
+static void conv_block(const struct conv_call *call, uint32_t first, uint32_t rows, uint32_t column,
+	uint32_t columns)
+{
+	float *out = call->out + (size_t)first * call->out_width + column;
+	for (uint32_t i = 0; i < call->tap_count; i++) {
+		const struct tap *tap = &call->taps[i];
+		const float *in = tap->in +
+			((ptrdiff_t)first + tap->offset) * (ptrdiff_t)tap->width;
+		float beta = i || call->accumulate ? 1.0f : 0.0f;
+		cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)rows,
+			(blasint)columns, (blasint)tap->width, 1.0f, in, (blasint)tap->width,
+			(const float *)tap->packed + column, (blasint)call->out_width, beta, out,
+			(blasint)call->out_width);
+	}
+	finish_block(call, first, rows, column, columns);
+}
+
+static void conv(const struct conv_call *call)
+{
+	uint32_t active = layout_active(call->layout, call->n);
+	uint32_t padded = call->layout->padded;
+	uint32_t blocks = (active + POSITION_BLOCK - 1) / POSITION_BLOCK;
+	uint32_t columns = (call->out_width + OUT_BLOCK - 1) / OUT_BLOCK;
+	CHECK(call->tap_count >= 1 && call->tap_count <= TAPS_MAX);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+	for (uint32_t block = 0; block < blocks; block++)
+		for (uint32_t part = 0; part < columns; part++) {
+			uint32_t first = block * POSITION_BLOCK;
+			uint32_t rows = padded - first < POSITION_BLOCK ? padded - first
+									: POSITION_BLOCK;
+			uint32_t column = part * OUT_BLOCK;
+			uint32_t width = call->out_width - column;
+			conv_block(
+				call, first, rows, column, width < OUT_BLOCK ? width : OUT_BLOCK);
+		}
+}
+
+/* Rows [row, row + rows) of one tap's gradient: the sum over positions in fixed chunks. */
+static void weights_block(
+	const struct conv_weights_call *call, uint32_t index, uint32_t row, uint32_t rows)
+{
+	const struct tap *tap = &call->taps[index];
+	uint32_t end = call->n * call->layout->image_stride;
+	float *dw = call->dw[index] + (size_t)row * tap->width;
+	for (uint32_t p = 0; p < end; p += POSITION_BLOCK) {
+		uint32_t count = end - p < POSITION_BLOCK ? end - p : POSITION_BLOCK;
+		const float *dout = call->dout[index] + (size_t)p * call->dout_width + row;
+		const float *in = tap->in + ((ptrdiff_t)p + tap->offset) * (ptrdiff_t)tap->width;
+		cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows,
+			(blasint)tap->width, (blasint)count, 1.0f, dout, (blasint)call->dout_width,
+			in, (blasint)tap->width, p ? 1.0f : 0.0f, dw, (blasint)tap->width);
+	}
+}
+
+static void conv_weights(const struct conv_weights_call *call)
+{
+	uint32_t parts = (call->dout_width + DW_BLOCK - 1) / DW_BLOCK;
+	CHECK(call->tap_count >= 1 && call->tap_count <= TAPS_MAX);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+	for (uint32_t part = 0; part < parts; part++)
+		for (uint32_t i = 0; i < call->tap_count; i++) {
+			uint32_t row = part * DW_BLOCK;
+			uint32_t rows = call->dout_width - row;
+			weights_block(call, i, row, rows < DW_BLOCK ? rows : DW_BLOCK);
+		}
+}
+
+static void matmul(const struct matmul *call)
+{
+	cblas_sgemm(CblasRowMajor, call->transpose_a ? CblasTrans : CblasNoTrans,
+		call->transpose_b ? CblasTrans : CblasNoTrans, (blasint)call->m, (blasint)call->n,
+		(blasint)call->k, call->alpha, call->a, (blasint)call->lda, call->b,
+		(blasint)call->ldb, call->beta, call->c, (blasint)call->ldc);
+}
+
+/* openblas_get_config() begins "OpenBLAS 0.3.21 ..."; versions before 0.3 lack the first word. */
+static const char *library(void)
+{
+	static char text[96];
+	if (!text[0]) {
+		char version[48] = "";
+		const char *config = openblas_get_config();
+		if (sscanf(config, "OpenBLAS %47s", version) != 1)
+			snprintf(version, sizeof(version), "(unknown version)");
+		snprintf(text, sizeof(text), "OpenBLAS %s %s", version, openblas_get_corename());
+	}
+	return text;
+}
+
+static const struct engine openblas = {
+	.name = "openblas",
+	.packed_bytes = packed_bytes,
+	.pack = pack,
+	.conv = conv,
+	.conv_weights = conv_weights,
+	.matmul = matmul,
+	.library = library,
+};
+
+const struct engine *engine_openblas(void)
+{
+	openblas_set_num_threads(1);
+	return &openblas;
+}
+
+const char *ops_engine_name(void)
+{
+	return openblas.name;
+}
+
+const char *ops_engine_library(void)
+{
+	return library();
+}
