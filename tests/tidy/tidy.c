@@ -55,12 +55,8 @@ static const struct {
 	{"ini.h", {"base/config.c"}},
 };
 
-static const char *const unfinished[] = {"TO"
-					 "DO",
-	"FIX"
-	"ME",
-	"X"
-	"XX"};
+/* Written in two halves, so that this line is not found itself. */
+static const char *const unfinished[][2] = {{"TO", "DO"}, {"FIX", "ME"}};
 
 static unsigned finding_count, file_count;
 
@@ -132,9 +128,13 @@ static void check_line(const char *path, unsigned line, const char *text, bool c
 		report(path, line, "longer than 100 columns", "");
 	if (length > 0 && (text[length - 1] == ' ' || text[length - 1] == '\t'))
 		report(path, line, "ends in white space", "");
-	for (size_t i = 0; i < sizeof(unfinished) / sizeof(*unfinished); i++)
-		if (strstr(text, unfinished[i]))
-			report(path, line, "unfinished", unfinished[i]);
+	for (size_t i = 0; i < sizeof(unfinished) / sizeof(*unfinished); i++) {
+		char word[8];
+
+		snprintf(word, sizeof(word), "%s%s", unfinished[i][0], unfinished[i][1]);
+		if (strstr(text, word))
+			report(path, line, "unfinished", word);
+	}
 	if (code)
 		check_include(path, line, text);
 }
