@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/panic.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ini.h>
@@ -116,7 +117,7 @@ static int set_int(void *field, const struct config_key *key, const char *value,
 
 	errno = 0;
 	long long number = strtoll(value, &end, 10);
-	if (end == value || *end)
+	if (end == value || *end || isspace((unsigned char)*value))
 		return error_set(err, -EINVAL, "%s: %s = %s: give a whole number%s%s", where,
 			key->key, value, *key->unit ? " of " : "", key->unit);
 	if (errno == ERANGE || (double)number < key->min || (double)number > key->max)
@@ -132,7 +133,7 @@ static int set_real(void *field, const struct config_key *key, const char *value
 	char *end;
 	double number = strtod(value, &end);
 
-	if (end == value || *end || !isfinite(number))
+	if (end == value || *end || !isfinite(number) || isspace((unsigned char)*value))
 		return error_set(
 			err, -EINVAL, "%s: %s = %s: give a number", where, key->key, value);
 	if (number < key->min || number > key->max)
@@ -178,6 +179,13 @@ static int set_text(void *field, const struct config_key *key, const char *value
 {
 	size_t length = strlen(value);
 
+	/* What the file's syntax would not give back: blanks at the ends, a comment. */
+	if (length > 0 &&
+		(isspace((unsigned char)*value) || isspace((unsigned char)value[length - 1]) ||
+			*value == ';' || strstr(value, " ;")))
+		return error_set(err, -EINVAL,
+			"%s: %s = '%s': no blank at an end, no ';' at the start or behind a blank",
+			where, key->key, value);
 	if (key->choices && !is_choice(key->choices, value))
 		return error_set(err, -EINVAL, "%s: %s = %s: give one of %s", where, key->key,
 			value, key->choices);
@@ -268,46 +276,85 @@ const struct config_key *config_next_difference(const struct config *a, const st
 struct parse {
 	struct config *config;
 	const char *name;
-	const char *next; /* text not handed to inih yet */
+	const char *next;       /* text not handed to inih yet */
+	const char *line_begin; /* of the line it has */
+	size_t line_length;
+	bool line_cut; /* it has only the beginning */
 	unsigned line;
 	int code;
 	struct error *err;
 };
 
-/* inih's reader: one line at a time, so that the line number is known. */
+/* inih's reader: one line at a time, so that the line number is known; without its indentation,
+ * which inih would take for a continuation; cut to inih's buffer (take_value gets the rest). */
 static char *read_line(char *line, int size, void *stream)
 {
 	struct parse *parse = stream;
-	size_t length = strcspn(parse->next, "\n");
 
 	if (!*parse->next || parse->code < 0)
 		return NULL;
+	size_t indent = strspn(parse->next, " \t");
+	size_t length = strcspn(parse->next + indent, "\n");
+	size_t room = (size_t)size - 2, part = length < room ? length : room;
+
 	parse->line++;
-	if (length + 2 > (size_t)size) {
-		parse->code = error_set(parse->err, -EINVAL,
-			"%s:%u: the line is longer than %d bytes", parse->name, parse->line,
-			size - 2);
-		return NULL;
-	}
-	memcpy(line, parse->next, length);
-	line[length] = '\n';
-	line[length + 1] = 0;
-	parse->next += length + (parse->next[length] == '\n');
+	parse->line_begin = parse->next + indent;
+	parse->line_length = length;
+	parse->line_cut = part < length;
+	memcpy(line, parse->line_begin, part);
+	line[part] = '\n';
+	line[part + 1] = 0;
+	parse->next = parse->line_begin + length + (parse->line_begin[length] == '\n');
 	return line;
+}
+
+/* The whole value of a line that inih saw only the beginning of. */
+static int whole_value(struct parse *parse, const char *where, char *value, size_t size)
+{
+	const char *begin = memchr(parse->line_begin, '=', parse->line_length);
+	const char *end = parse->line_begin + parse->line_length;
+
+	if (!begin || (size_t)(end - begin) >= size)
+		return error_set(parse->err, -EINVAL,
+			"%s: the line is too long: a value has at "
+			"most %d bytes",
+			where, CONFIG_TEXT_MAX - 1);
+	do
+		begin++;
+	while (begin < end && isspace((unsigned char)*begin));
+	while (end > begin && isspace((unsigned char)end[-1]))
+		end--;
+	memcpy(value, begin, (size_t)(end - begin));
+	value[end - begin] = 0;
+	return 0;
 }
 
 static int take_value(void *user, const char *section, const char *key, const char *value)
 {
 	struct parse *parse = user;
 	const struct config_key *found = config_key_find(key);
-	char where[CONFIG_TEXT_MAX + 32];
+	char where[CONFIG_TEXT_MAX + 32], whole[4 * CONFIG_TEXT_MAX];
 
 	if (parse->code < 0)
 		return 0;
 	snprintf(where, sizeof(where), "%s:%u", parse->name, parse->line);
+	if (parse->line_cut) {
+		parse->code = whole_value(parse, where, whole, sizeof(whole));
+		if (parse->code < 0)
+			return 0;
+		value = whole;
+	}
+	if (found && !*section) {
+		parse->code = error_set(parse->err, -EINVAL,
+			"%s: '%s' stands before any section: "
+			"put it below [%s]",
+			where, key, found->section);
+		return 0;
+	}
 	if (found && strcmp(found->section, section) != 0) {
-		parse->code = error_set(parse->err, -EINVAL, "%s: '%s' belongs into [%s], not [%s]",
-			where, key, found->section, section);
+		parse->code = error_set(parse->err, -EINVAL,
+			"%s: '%s' belongs below [%s], not [%s]", where, key, found->section,
+			section);
 		return 0;
 	}
 	parse->code = config_set(parse->config, key, value, where, parse->err);

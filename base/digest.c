@@ -4,6 +4,7 @@
 #include "base/panic.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sodium.h>
 #include <string.h>
 
@@ -16,16 +17,31 @@ static crypto_generichash_state *stream_state(struct digest_stream *stream)
 	return (crypto_generichash_state *)(void *)stream->state;
 }
 
+static void init(void)
+{
+	CHECK(sodium_init() >= 0);
+}
+
+/* Without it libsodium computes the same with its slowest code. */
+static void init_once(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	CHECK(pthread_once(&once, init) == 0);
+}
+
 struct digest digest_of(const void *data, size_t size)
 {
 	struct digest digest;
 
+	init_once();
 	CHECK(crypto_generichash(digest.bytes, sizeof(digest.bytes), data, size, NULL, 0) == 0);
 	return digest;
 }
 
 void digest_begin(struct digest_stream *stream)
 {
+	init_once();
 	CHECK(crypto_generichash_init(stream_state(stream), NULL, 0, DIGEST_SIZE) == 0);
 }
 
@@ -106,6 +122,6 @@ int digest_from_hex(const char *hex, size_t length, struct digest *ret)
 
 void digest_random_id(uint8_t *bytes, size_t size)
 {
-	CHECK(sodium_init() >= 0);
+	init_once();
 	randombytes_buf(bytes, size);
 }

@@ -17,15 +17,17 @@ static void flatten(char *text)
 
 int error_set(struct error *err, int code, const char *fmt, ...)
 {
+	char text[ERROR_TEXT_MAX]; /* not in place: err->text may be one of the arguments */
 	va_list args;
 
 	CHECK(code < 0);
 	if (!err)
 		return code;
 	va_start(args, fmt);
-	vsnprintf(err->text, sizeof(err->text), fmt, args);
+	vsnprintf(text, sizeof(text), fmt, args);
 	va_end(args);
-	flatten(err->text);
+	flatten(text);
+	memcpy(err->text, text, sizeof(text));
 	return code;
 }
 

@@ -105,6 +105,7 @@ static int publish(int dir_fd, const char *name, const void *data, size_t size, 
 	int length = snprintf(temporary, sizeof(temporary), ".%s.tmp-%d", name, (int)getpid());
 	int code;
 
+	CHECK(*name && !strchr(name, '/'));
 	if (length < 0 || length >= (int)sizeof(temporary))
 		return -ENAMETOOLONG;
 	/* A leftover of an earlier process with this pid. */

@@ -15,7 +15,7 @@
 
 #define FAULTS_MAX 16
 
-enum fault_action { FAULT_ERRNO, FAULT_SHORT, FAULT_KILL, FAULT_STOP, FAULT_FLIP };
+enum fault_action { FAULT_ERRNO, FAULT_SHORT, FAULT_KILL, FAULT_STOP, FAULT_FLIP, FAULT_EOF };
 
 struct fault {
 	char point[48];
@@ -44,6 +44,11 @@ static const struct {
 	{"EMFILE", EMFILE},
 	{"ENOENT", ENOENT},
 	{"EOPNOTSUPP", EOPNOTSUPP},
+	{"EPERM", EPERM},
+	{"EEXIST", EEXIST},
+	{"EFBIG", EFBIG},
+	{"EXDEV", EXDEV},
+	{"ESTALE", ESTALE},
 };
 
 static int parse_action(const char *text, struct fault *fault)
@@ -52,7 +57,7 @@ static int parse_action(const char *text, struct fault *fault)
 		const char *name;
 		enum fault_action action;
 	} actions[] = {{"short", FAULT_SHORT}, {"kill", FAULT_KILL}, {"stop", FAULT_STOP},
-		{"flip", FAULT_FLIP}};
+		{"flip", FAULT_FLIP}, {"eof", FAULT_EOF}};
 
 	for (size_t i = 0; i < sizeof(actions) / sizeof(*actions); i++)
 		if (strcmp(text, actions[i].name) == 0) {
@@ -91,7 +96,7 @@ static int parse_fault(const char *text, size_t length, struct fault *fault)
 	fault->number = 0;
 	if (strcmp(number, "*") != 0) {
 		fault->number = strtoull(number, &end, 10);
-		if (*end || fault->number == 0)
+		if (*number < '0' || *number > '9' || *end || fault->number == 0)
 			return -EINVAL;
 	}
 	return parse_action(action, fault);
@@ -184,6 +189,8 @@ ssize_t sys_pread(int fd, void *data, size_t size, off_t offset)
 
 	if (fault && fault->action == FAULT_ERRNO && fault->code != EINTR)
 		return -fault->code;
+	if (fault && fault->action == FAULT_EOF)
+		return 0;
 	if (fault && fault->action == FAULT_SHORT && size > 1)
 		size /= 2;
 	do

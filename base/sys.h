@@ -8,7 +8,8 @@
  * POINT is an operation (open, pwrite, fsync, rename, ...) or a named point of the commit
  * (save.reserved, save.written, ...); N counts hits of that point in this process from 1, or is
  * '*' for each; ACTION is an errno name (EIO, ENOSPC, ...), "short" (half of a write), "kill"
- * (SIGKILL to itself), "stop" (SIGSTOP to itself) or "flip" (one bit of the bytes read). */
+ * (SIGKILL to itself), "stop" (SIGSTOP to itself), "flip" (one bit of the bytes read) or "eof" (a
+ * read finds the end). "short", "flip" and "eof" do nothing where there are no bytes. */
 #pragma once
 
 #include <stdbool.h>
