@@ -14,6 +14,7 @@
 #define STACK_MIN ((size_t)64 << 10)
 
 static const char *worker_role = "?";
+static void *signal_stack; /* for the life of the process */
 
 static void say(const char *text)
 {
@@ -65,8 +66,9 @@ void worker_crash_install(const char *role)
 
 	worker_role = role;
 	backtrace(&frame, 1);
-	stack.ss_sp = malloc(stack.ss_size); /* for the life of the process */
-	if (stack.ss_sp)
+	signal_stack = malloc(stack.ss_size);
+	stack.ss_sp = signal_stack;
+	if (signal_stack)
 		sigaltstack(&stack, NULL);
 	for (size_t i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++)
 		sigaction(fatal[i], &action, NULL);
