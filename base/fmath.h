@@ -1,7 +1,7 @@
 /* Elementary functions without libm, so that their bits depend on no library: only IEEE operations,
  * explicit fused multiply-adds (build with -ffp-contract=off), no branches that a vectoriser could
- * not turn into selects. Largest errors measured (tests/unit/test_fmath.c holds them): fm_exp 1 ulp,
- * fm_log 2 ulp, fm_sincos_turns 1e-7, fm_exp_d 1 ulp, fm_log_d 2 ulp, fm_sincos_d 2 ulp.
+ * not turn into selects. Largest errors measured (tests/unit/test_fmath.c holds them): fm_exp 1
+ * ulp, fm_log 2 ulp, fm_sincos_turns 1e-7, fm_exp_d 1 ulp, fm_log_d 2 ulp, fm_sincos_d 2 ulp.
  *
  * Methods: Cody-Waite reduction and polynomials; log by the atanh series (Muller, Elementary
  * Functions, 3rd ed., chapters 3 and 11). */

@@ -102,7 +102,7 @@ int tensor_table_layout(struct tensor_table *table, struct error *err)
 	for (uint32_t i = 0; i < table->count; i++) {
 		struct tensor_spec *spec = &table->specs[i];
 
-		if (i > 0 && strcmp(spec[-1].name, spec->name) == 0)
+		if (tensor_table_find(table, spec->name) != spec)
 			return error_set(err, -EINVAL, "tensor %s stands twice", spec->name);
 		spec->offset = offset;
 		offset += spec->elem_count * 4;

@@ -1,7 +1,7 @@
 /* P7, P11: one checkpoint file. What is saved comes back bit for bit; whatever call fails at
  * whatever place, either nothing is published or all of it; what the device gives back differently,
  * or memory that no longer matches its seals, is never published. */
-#include "store_fixture.h"
+#include "tests/unit/store_fixture.h"
 
 #include "store/checkpoint_header.h"
 #include "store/safetensors.h"
