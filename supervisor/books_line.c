@@ -1,0 +1,253 @@
+/* The thread's side of books.h for the line and the catalog: surveys, new branches, and answers. It
+ * must never read a checkpoint's data. Invariant: a branch is only begun at a checkpoint that the
+ * catalog says is verified. */
+#include "supervisor/books.h"
+
+#include "base/panic.h"
+#include "supervisor/books_room.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The rows, newest step first, and the line they lie on. */
+struct view {
+	struct line line;
+	struct catalog_row *rows; /* owned */
+	uint32_t count;
+};
+
+static void view_fini(struct view *view)
+{
+	line_fini(&view->line);
+	free(view->rows);
+	*view = (struct view){0};
+}
+
+static int view_load(struct books *books, struct view *ret, struct error *err)
+{
+	struct catalog *catalog = NULL;
+	uint32_t bad;
+
+	*ret = (struct view){0};
+	if (books->checkpoints_fd < 0)
+		return error_set(err, -ENOENT, "no run here");
+	int code = line_load(books->checkpoints_fd, &ret->line, err);
+
+	if (code < 0)
+		return code;
+	code = catalog_open(books->run_dir, CATALOG_READ, &catalog, err);
+	if (code == 0)
+		code = catalog_list(catalog, &ret->rows, &ret->count, &bad, err);
+	if (catalog)
+		catalog_close(catalog);
+	if (code < 0)
+		view_fini(ret);
+	return code;
+}
+
+static bool row_verified(const struct catalog_row *row)
+{
+	return row->state == CHECKPOINT_VERIFIED;
+}
+
+static bool row_on_line(const struct view *view, const struct catalog_row *row)
+{
+	return line_contains(&view->line, row->branch, row->step);
+}
+
+/* Takes the line out of the view. */
+static void make_survey(struct view *view, struct survey *ret)
+{
+	*ret = (struct survey){.known = true};
+	for (uint32_t i = 0; i < view->count; i++) {
+		const struct catalog_row *row = &view->rows[i];
+
+		if (!row_verified(row))
+			continue;
+		if (!row_on_line(view, row)) {
+			if (line_is_suspect(&view->line, row->branch, row->step))
+				ret->left_behind = true;
+			continue;
+		}
+		if (!ret->has_newest || row->step > ret->newest.step) {
+			CHECK(!ret->has_newest);
+			ret->has_newest = true;
+			ret->newest = *row;
+		}
+		/* The list is in order; two of one step differ in branch only. */
+		if (ret->count < RESTART_STEPS_MAX &&
+			(ret->count == 0 || row->step < ret->steps[ret->count - 1]))
+			ret->steps[ret->count++] = row->step;
+	}
+	ret->line = view->line;
+	view->line = (struct line){0};
+}
+
+void books_survey_work(struct ledger_job *job, void *room)
+{
+	struct survey_job *survey = (struct survey_job *)job;
+	struct view view;
+
+	job->result = view_load(room, &view, &job->error);
+	if (job->result < 0)
+		return;
+	make_survey(&view, &survey->survey);
+	view_fini(&view);
+}
+
+/* -- a new branch -- */
+
+static const struct catalog_row *find_row(const struct view *view, const struct fork_job *fork)
+{
+	bool passed_newest = false;
+
+	for (uint32_t i = 0; i < view->count; i++) {
+		const struct catalog_row *row = &view->rows[i];
+		bool on_line = row_on_line(view, row);
+
+		if (!row_verified(row))
+			continue;
+		switch (fork->which) {
+		case FORK_STEP:
+			if (on_line && row->step == fork->step)
+				return row;
+			break;
+		case FORK_ID:
+			if (strcmp(row->id, fork->id) == 0)
+				return row;
+			break;
+		case FORK_BEFORE_NEWEST:
+			if (on_line && passed_newest)
+				return row;
+			passed_newest = passed_newest || on_line;
+			break;
+		case FORK_LEFT_BEHIND:
+			if (!on_line && line_is_suspect(&view->line, row->branch, row->step))
+				return row;
+			break;
+		}
+	}
+	return NULL;
+}
+
+static int begin_branch(
+	struct books *books, struct view *view, struct fork_job *fork, struct error *err)
+{
+	const struct catalog_row *row = find_row(view, fork);
+
+	if (!row && fork->which == FORK_ID)
+		return error_set(err, -ENOENT,
+			"there is no verified checkpoint %s: see `ckptctl checkpoints`", fork->id);
+	if (!row)
+		return error_set(err, -ENOENT, "there is no verified checkpoint to go back to");
+	fork->branch = (struct line_branch){.parent = row->branch,
+		.fork_step = row->step,
+		.fork_root = row->root,
+		.suspect = fork->suspect,
+		.intervention_count = fork->intervention_count};
+	CHECK(fork->intervention_count <= LINE_INTERVENTIONS_MAX);
+	memcpy(fork->branch.interventions, fork->interventions, sizeof(fork->interventions));
+	snprintf(fork->branch.why, sizeof(fork->branch.why), "%s", fork->why);
+	snprintf(fork->id, sizeof(fork->id), "%s", row->id);
+	return line_fork(books->checkpoints_fd, &view->line, &fork->branch, err);
+}
+
+void books_fork_work(struct ledger_job *job, void *room)
+{
+	struct fork_job *fork = (struct fork_job *)job;
+	struct view view;
+
+	job->result = view_load(room, &view, &job->error);
+	if (job->result < 0)
+		return;
+	job->result = begin_branch(room, &view, fork, &job->error);
+	if (job->result == 0)
+		make_survey(&view, &fork->survey);
+	view_fini(&view);
+}
+
+/* -- answers -- */
+
+/* The interface's word for a row: what the line says goes before what the file says. */
+static const char *row_word(const struct view *view, const struct catalog_row *row)
+{
+	if (!row_verified(row) || row_on_line(view, row))
+		return checkpoint_state_name(row->state);
+	return line_is_suspect(&view->line, row->branch, row->step) ? "suspect" : "abandoned";
+}
+
+static json_t *row_json(
+	const struct books *books, const struct view *view, const struct catalog_row *row)
+{
+	char root[DIGEST_HEX_SIZE], path[PATH_MAX + 64];
+
+	digest_to_hex(&row->root, root);
+	snprintf(path, sizeof(path), "%s/checkpoints/%s%s", books->run_dir, row->id,
+		CHECKPOINT_SUFFIX);
+	json_t *object = json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:I, s:o, s:s, s:b, s:b, s:s}",
+		"id", row->id, "step", (json_int_t)row->step, "branch", (json_int_t)row->branch,
+		"state", row_word(view, row), "root", root, "path", path, "bytes",
+		(json_int_t)row->file_bytes, "loss", json_finite(row->loss), "created",
+		row->created, "keep", row->keep, "on_line", row_on_line(view, row), "text",
+		row->text);
+
+	CHECK(object);
+	return object;
+}
+
+static int answer_checkpoints(struct books *books, struct query_job *query, struct error *err)
+{
+	struct view view;
+	int code = view_load(books, &view, err);
+
+	if (code < 0)
+		return code;
+	query->answer = json_array();
+	CHECK(query->answer);
+	for (uint32_t i = 0; i < view.count; i++) {
+		const struct catalog_row *row = &view.rows[i];
+		bool gone = row->state == CHECKPOINT_DELETED || row->state == CHECKPOINT_MISSING;
+
+		if ((gone && !query->all) || json_array_size(query->answer) >= query->limit)
+			continue;
+		json_array_append_new(query->answer, row_json(books, &view, row));
+	}
+	view_fini(&view);
+	return 0;
+}
+
+void books_query_work(struct ledger_job *job, void *room)
+{
+	struct query_job *query = (struct query_job *)job;
+	struct books *books = room;
+	struct history *history;
+
+	if (query->query == QUERY_CHECKPOINTS) {
+		job->result = answer_checkpoints(books, query, &job->error);
+		return;
+	}
+	history = books_history(books);
+	if (!history) {
+		job->result = error_set(&job->error, -ENOTCONN, "history.sqlite cannot be opened");
+		return;
+	}
+	switch (query->query) {
+	case QUERY_EVENTS:
+		job->result = history_events_json(
+			history, query->after, query->limit, &query->answer, &job->error);
+		break;
+	case QUERY_METRICS:
+		job->result = history_metrics_json(history, (uint64_t)query->after,
+			query->kind[0] ? query->kind : NULL, query->limit, &query->answer,
+			&job->error);
+		break;
+	case QUERY_LAST_DEATH:
+		job->result = history_last_death_json(history, &query->answer, &job->error);
+		break;
+	case QUERY_CHECKPOINTS:
+		PANIC("answered above");
+	}
+}

@@ -1,0 +1,25 @@
+/* What the ledger's thread keeps between jobs. Private to books.c and books_line.c. */
+#pragma once
+
+#include "base/clock.h"
+#include "store/history.h"
+
+#include <limits.h>
+
+#define BOOKS_ATTEMPTS 16
+
+struct books_attempt {
+	uint64_t token;
+	int64_t id; /* the row */
+};
+
+struct books {
+	char run_dir[PATH_MAX];
+	int run_fd, checkpoints_fd; /* -1: no run yet */
+	struct history *history;    /* NULL: cannot be opened now */
+	nsec_t history_retry_ns;
+	struct books_attempt attempts[BOOKS_ATTEMPTS];
+};
+
+/* The open history; NULL when it cannot be opened now (tried again at most every ten seconds). */
+struct history *books_history(struct books *books);

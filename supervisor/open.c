@@ -1,0 +1,389 @@
+/* The beginning: the run's folder, its lock and configuration, the preparer, surveys. It must never
+ * wait: whatever may is a job. Invariant: nothing is spawned before the run's lock is held. */
+#include "supervisor/control.h"
+#include "supervisor/supervisor.h"
+
+#include "base/log.h"
+#include "base/panic.h"
+#include "proto/link.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOCK_POLL_NS (200 * NSEC_PER_MSEC)
+#define LOCK_REPORT_NS (10 * NSEC_PER_SEC)
+#define RUN_POLL_NS (2 * NSEC_PER_SEC)
+#define PREPARE_RETRY_NS (1 * NSEC_PER_SEC)
+#define PREPARE_RETRY_MAX_NS (300 * NSEC_PER_SEC)
+
+static nsec_t parse_utc(const char *text)
+{
+	struct tm parts = {0};
+
+	if (!strptime(text, "%Y-%m-%dT%H:%M:%S", &parts))
+		return clock_wall_ns();
+	return (nsec_t)timegm(&parts) * NSEC_PER_SEC;
+}
+
+/* -- run.json -- */
+
+static void on_run_stored(struct ledger_job *job)
+{
+	struct store_run_job *store = (struct store_run_job *)job;
+	struct supervisor *sup = store->head.owner;
+
+	CHECK(sup->wanted_pending > 0);
+	sup->wanted_pending--;
+	sup->wanted_not_durable = job->result < 0;
+	if (job->result < 0 && job->result != -ECANCELED)
+		sup_event(sup, "error", "storage", "run.json could not be written: %s",
+			job->error.text);
+	run_fini(&store->run);
+	free(job);
+	sup_settle(sup);
+}
+
+void store_run(struct supervisor *sup)
+{
+	struct store_run_job *store = books_job(
+		sizeof(*store), books_store_run_work, on_run_stored, sup);
+
+	CHECK(sup->has_run);
+	store->run = sup->run;
+	store->run.identity = json_deep_copy(sup->run.identity);
+	sup->wanted_pending++;
+	books_give(&sup->ledger, store);
+}
+
+/* -- the folder -- */
+
+static void on_last_good(struct ledger_job *job)
+{
+	struct last_good_job *last_good = (struct last_good_job *)job;
+
+	if (job->result < 0)
+		storage_note(last_good->head.owner, false, job->error.text);
+	free(job);
+}
+
+static void on_last_death(struct ledger_job *job)
+{
+	struct query_job *query = (struct query_job *)job;
+	struct supervisor *sup = query->head.owner;
+
+	if (job->result == 0 && json_is_object(query->answer) && !sup->shown.last_death)
+		sup->shown.last_death = json_incref(query->answer);
+	json_decref(query->answer);
+	free(job);
+}
+
+static void run_opened(struct supervisor *sup, struct open_job *open)
+{
+	sup->has_run = true;
+	sup->run = open->run;
+	sup->run_fd = open->run_fd;
+	sup->lock_fd = open->lock_fd;
+	snprintf(sup->run_dir, sizeof(sup->run_dir), "%s", open->run_dir);
+	sup->config = open->config;
+	sup->config_last_good = open->last_good;
+	sup->trouble[0] = '\0';
+	if (open->last_good) {
+		snprintf(sup->config_text, sizeof(sup->config_text), "%s", open->config_error.text);
+		sup_event(sup, "warning", "config-refused", "going on with last-good.conf: %s",
+			open->config_error.text);
+	} else {
+		struct last_good_job *last_good = books_job(
+			sizeof(*last_good), books_last_good_work, on_last_good, sup);
+
+		last_good->config = open->config;
+		books_give(&sup->ledger, last_good);
+	}
+	struct query_job *query = books_job(sizeof(*query), books_query_work, on_last_death, sup);
+
+	query->query = QUERY_LAST_DEATH;
+	books_give(&sup->ledger, query);
+	if (sup->options.strict && sup->run.wanted != WANTED_RUN) {
+		sup->run.wanted = WANTED_RUN;
+		sup->run.power_paused = false;
+		store_run(sup);
+	}
+	sup_event(sup, "info", "start", "run %s in %s", sup->run.id_hex, sup->run_dir);
+}
+
+static void run_locked(struct supervisor *sup, const struct open_job *open)
+{
+	nsec_t now_ns = clock_monotonic_ns();
+	bool first = sup->lock_wait_since_ns == 0;
+
+	snprintf(sup->trouble, sizeof(sup->trouble),
+		"waiting for process %d, which still works in %.300s", (int)open->owner,
+		open->run_dir);
+	sup->poll_ns = now_ns + LOCK_POLL_NS;
+	if (first)
+		sup->lock_wait_since_ns = now_ns;
+	else if (now_ns - sup->lock_wait_since_ns > LOCK_REPORT_NS)
+		sup->poll_ns = now_ns + RUN_POLL_NS;
+	if (first)
+		log_notice("%s", sup->trouble);
+}
+
+static void on_opened(struct ledger_job *job)
+{
+	struct open_job *open = (struct open_job *)job;
+	struct supervisor *sup = open->head.owner;
+
+	sup->opening = false;
+	sup->revision++;
+	if (job->result == -EAGAIN || job->result == -ECANCELED || sup->state == FSM_ENDED) {
+		sup->poll_ns = clock_monotonic_ns() + RUN_POLL_NS;
+		free(job);
+		return;
+	}
+	switch (open->outcome) {
+	case OPEN_DONE:
+		run_opened(sup, open);
+		sup_dispatch(sup, FSM_RUN_FOUND);
+		break;
+	case OPEN_NO_RUN:
+		snprintf(sup->trouble, sizeof(sup->trouble),
+			"no run here (%.200s): not mounted, or `ckptctl init`", open->run_dir);
+		if (sup->state == FSM_STARTING)
+			log_notice("%s", sup->trouble);
+		sup_dispatch(sup, FSM_RUN_MISSING);
+		break;
+	case OPEN_LOCKED:
+		run_locked(sup, open);
+		break;
+	case OPEN_CONFIG:
+	case OPEN_BROKEN:
+		snprintf(sup->trouble, sizeof(sup->trouble), "%s", job->error.text);
+		log_error("%s", sup->trouble);
+		if (open->outcome == OPEN_CONFIG || sup->options.strict) {
+			sup->exit_code = LINK_EXIT_CONFIG;
+			sup_dispatch(sup, FSM_EXIT);
+		} else {
+			sup_dispatch(sup, FSM_CONFIG);
+		}
+		break;
+	}
+	free(job);
+}
+
+void open_run(struct supervisor *sup)
+{
+	struct open_job *open;
+
+	sup->poll_ns = 0;
+	if (sup->has_run) {
+		sup_dispatch(sup, FSM_RUN_FOUND);
+		return;
+	}
+	if (sup->opening)
+		return;
+	sup->opening = true;
+	open = books_job(sizeof(*open), books_open_work, on_opened, sup);
+	snprintf(open->run_dir, sizeof(open->run_dir), "%s", sup->config.state_dir);
+	open->strict = sup->options.strict;
+	open->config = sup->config;
+	open->config_good = !sup->config_refused_at_start;
+	snprintf(open->config_error.text, sizeof(open->config_error.text), "%s", sup->config_text);
+	books_give(&sup->ledger, open);
+}
+
+/* -- workers in general -- */
+
+void worker_options(const struct supervisor *sup, struct child_options *ret)
+{
+	*ret = (struct child_options){.worker_path = sup->options.worker_path,
+		.null_fd = sup->null_fd,
+		.state_fd = -1,
+		.progress_fd = -1,
+		.lock_fd = sup->lock_fd,
+		.kill_first = true};
+}
+
+void start_frame_send(struct supervisor *sup, struct child *child, json_t *more)
+{
+	json_t *body = json_pack("{s:s, s:i, s:s, s:o, s:s, s:b}", "role", child->role,
+		"parent_pid", (int)getpid(), "run_dir", sup->run_dir, "config",
+		json_from_config(&sup->config), "run_id", sup->run.id_hex, "run_created",
+		!sup->run.ever_verified);
+
+	CHECK(body && sup->has_run);
+	if (more) {
+		json_object_update(body, more);
+		json_decref(more);
+	}
+	child_send(child, json_pack("{s:o}", "start", body));
+}
+
+/* -- surveys -- */
+
+void survey_take(struct supervisor *sup, struct survey *survey)
+{
+	CHECK(survey->known);
+	line_fini(&sup->survey.line);
+	sup->survey = *survey;
+	*survey = (struct survey){0};
+	sup->revision++;
+	sup->newest.known = sup->survey.has_newest;
+	if (!sup->survey.has_newest)
+		return;
+	const struct catalog_row *row = &sup->survey.newest;
+	struct newest *newest = &sup->newest;
+
+	snprintf(newest->id, sizeof(newest->id), "%s", row->id);
+	newest->step = row->step;
+	newest->branch = row->branch;
+	digest_to_hex(&row->root, newest->root);
+	snprintf(newest->path, sizeof(newest->path), "%s/checkpoints/%s%s", sup->run_dir, row->id,
+		CHECKPOINT_SUFFIX);
+	newest->wall_ns = parse_utc(row->created);
+}
+
+static void on_survey(struct ledger_job *job)
+{
+	struct survey_job *survey = (struct survey_job *)job;
+	struct supervisor *sup = survey->head.owner;
+
+	if (job->result == 0)
+		survey_take(sup, &survey->survey);
+	else if (job->result != -ECANCELED)
+		sup_event(sup, "warning", "catalog", "%s", job->error.text);
+	free(job);
+}
+
+void survey_start(struct supervisor *sup)
+{
+	books_give(&sup->ledger,
+		books_job(sizeof(struct survey_job), books_survey_work, on_survey, sup));
+}
+
+/* -- the preparer -- */
+
+void prepare_start(struct supervisor *sup)
+{
+	struct child_options options;
+
+	CHECK(!child_alive(&sup->preparer) && !child_alive(&sup->trainer));
+	worker_options(sup, &options);
+	options.progress_fd = sup->progress_fd;
+	sup->prepared.known = false;
+	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves), 0);
+	child_spawn(&sup->preparer, &sup->loop, &options);
+	start_frame_send(
+		sup, &sup->preparer, json_pack("{s:i}", "threads", (int)sup->config.threads));
+}
+
+static void take_prepared(struct supervisor *sup, const json_t *body)
+{
+	struct prepared *prepared = &sup->prepared;
+	const char *digest = json_get_text(body, "model_digest", "");
+
+	*prepared = (struct prepared){0};
+	prepared->section_bytes = (uint64_t)json_get_int(body, "section_bytes", 0);
+	prepared->param_count = (uint64_t)json_get_int(body, "param_count", 0);
+	prepared->images = (uint64_t)json_get_int(body, "images", 0);
+	prepared->classes = (uint64_t)json_get_int(body, "classes", 0);
+	snprintf(prepared->data_text, sizeof(prepared->data_text), "%s",
+		json_get_text(body, "data_text", ""));
+	if (prepared->section_bytes == 0 || prepared->section_bytes > (UINT64_C(1) << 46) ||
+		prepared->section_bytes % SECTION_ALIGN != 0 ||
+		digest_from_hex(digest, strlen(digest), &prepared->model_digest) < 0) {
+		sup->preparer.protocol_broken = true;
+		child_kill(&sup->preparer, SIGKILL);
+		return;
+	}
+	prepared->known = true;
+	if (strcmp(json_get_text(body, "catalog", "ok"), "rebuilt") == 0)
+		sup_event(sup, "warning", "catalog-rebuilt",
+			"catalog.sqlite was lost or broken: rebuilt from the checkpoint files");
+}
+
+static void on_prepare_message(struct child *child, const char *name, json_t *body)
+{
+	struct supervisor *sup = child->owner;
+
+	if (strcmp(name, "prepared") == 0)
+		take_prepared(sup, body);
+	else if (strcmp(name, "event") == 0)
+		worker_event(sup, body);
+}
+
+/* Prepared, and the survey is in: what is there to do? */
+static void prepare_done(struct supervisor *sup)
+{
+	struct state_record record;
+
+	sup->retries = 0;
+	memory_adopt_stored(sup);
+	sup->resume_disk = memory_newest(sup, &record) < 0;
+	sup->start_delay_ns = 0;
+	sup_dispatch(sup,
+		sup->run.wanted == WANTED_PAUSED            ? FSM_PREPARED_PAUSED
+			: sup->run.wanted == WANTED_STOPPED ? FSM_PREPARED_STOPPED
+							    : FSM_PREPARED_RUN);
+}
+
+static void on_prepare_survey(struct ledger_job *job)
+{
+	struct supervisor *sup = ((struct book_job *)job)->owner;
+
+	on_survey(job);
+	if (sup->state == FSM_PREPARING)
+		prepare_done(sup);
+}
+
+static void on_prepare_ended(struct child *child)
+{
+	struct supervisor *sup = child->owner;
+	struct ending ending = {.role = child->role,
+		.exit_status = child->exit_status,
+		.term_signal = child->term_signal,
+		.asked = sup->prepared.known,
+		.hang = child->hang,
+		.protocol_broken = child->protocol_broken,
+		.phase = phase_name(atomic_load(&sup->progress->phase)),
+		.last_words = child->last_words};
+	struct obituary obituary;
+
+	if (sup->state == FSM_EXITING) {
+		sup_dispatch(sup, FSM_GONE);
+		return;
+	}
+	CHECK(sup->state == FSM_PREPARING);
+	obituary_write(&ending, &obituary);
+	if (obituary.planned) {
+		books_give(&sup->ledger,
+			books_job(sizeof(struct survey_job), books_survey_work, on_prepare_survey,
+				sup));
+		return;
+	}
+	sup->prepared.known = false;
+	sup_event(sup, "error", "prepare", "%s", obituary.sentence);
+	snprintf(sup->trouble, sizeof(sup->trouble), "%s",
+		*child->last_words ? child->last_words : obituary.sentence);
+	if (obituary.person && sup->options.strict) {
+		sup->exit_code = LINK_EXIT_CONFIG;
+		log_error("%s", sup->trouble);
+		sup_dispatch(sup, FSM_EXIT);
+	} else {
+		sup_dispatch(sup, obituary.person ? FSM_CONFIG : FSM_DIED);
+	}
+}
+
+static void on_prepare_stuck(struct child *child)
+{
+	sup_event(child->owner, "error", "stuck", "%s[%d] does not end by SIGKILL: waiting for it",
+		child->role, (int)child->pid);
+}
+
+const struct child_handlers prepare_handlers = {
+	.message = on_prepare_message,
+	.ended = on_prepare_ended,
+	.stuck = on_prepare_stuck,
+};

@@ -1,0 +1,277 @@
+/* From a death to the next start. It must never start a worker on an older checkpoint before that
+ * choice is durable. Invariants: one start is pending at most; what could not be done now is tried
+ * again for ever, with growing waits. */
+#include "supervisor/control.h"
+#include "supervisor/supervisor.h"
+
+#include "base/log.h"
+#include "base/panic.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FORK_RETRY_NS (5 * NSEC_PER_SEC)
+#define FORK_RETRY_MAX_NS (300 * NSEC_PER_SEC)
+#define INTERVAL_STEPS_DEFAULT 100
+
+uint64_t interval_steps(const struct supervisor *sup)
+{
+	const struct config *config = &sup->config;
+	double steps = INTERVAL_STEPS_DEFAULT;
+
+	if (config->interval > 0 && sup->shown.step_ns > 0)
+		steps = (double)config->interval * 1e9 / sup->shown.step_ns;
+	if (config->interval_steps > 0 && (double)config->interval_steps < steps)
+		steps = (double)config->interval_steps;
+	return steps < 1 ? 1 : steps > 1e12 ? UINT64_C(1000000000000) : (uint64_t)steps;
+}
+
+static uint32_t random_word(void)
+{
+	uint32_t word;
+
+	digest_random_id((uint8_t *)&word, sizeof(word));
+	return word;
+}
+
+/* -- the decision -- */
+
+static void supply_fill(const struct supervisor *sup, struct restart_supply *ret)
+{
+	struct state_record record;
+
+	*ret = (struct restart_supply){.memory = memory_newest(sup, &record) == 0,
+		.count = sup->survey.count,
+		.left_behind = sup->survey.left_behind,
+		.scratch = !sup->run.ever_verified,
+		.safe_already = strcmp(sup->shown.engine, "openblas") == 0 &&
+			sup->trainer_threads == 1,
+		.random = random_word()};
+	CHECK(ret->count <= RESTART_STEPS_MAX);
+	memcpy(ret->steps, sup->survey.steps, sizeof(ret->steps));
+}
+
+static void tell_decision(struct supervisor *sup, const struct restart_decision *decision)
+{
+	char delay[CLOCK_TEXT_SIZE] = "at once";
+
+	if (decision->delay_ns > 0)
+		clock_format_duration(decision->delay_ns, delay);
+	for (uint32_t rung = 0; rung <= LADDER_RUNG_MAX; rung++)
+		if (decision->not_applicable & (1u << rung))
+			sup_event(sup, "info", "rung", "rung %u: not applicable", rung);
+	if (decision->withdrawn)
+		sup_event(sup, "info", "suspicion-withdrawn",
+			"an older checkpoint died at the same step: the newer one was not the "
+			"cause");
+	sup_event(sup, decision->rung >= 2 ? "warning" : "info", "restart",
+		"rung %u: restart %s, %s%s%s", decision->rung, restart_from_text(decision->from),
+		decision->delay_ns > 0 ? "after " : "", delay,
+		decision->safe_engine ? ", on the safe engine" : "");
+}
+
+void recover_decide(struct supervisor *sup, const struct obituary *obituary, bool stepped)
+{
+	struct death death = {.kind = obituary->kind,
+		.cause = obituary->cause_number,
+		.step = sup->death_step,
+		.stepped = stepped};
+	struct restart_supply supply;
+
+	supply_fill(sup, &supply);
+	ladder_progress(&sup->ladder, sup->death_step, interval_steps(sup));
+	sup->decision = ladder_decide(&sup->ladder, &death, &supply);
+	memory_keep_ladder(sup);
+	sup->start_delay_ns = sup->decision.delay_ns;
+	sup->resume_disk = sup->decision.from != RESTART_MEMORY;
+	sup->fork_pending = sup->decision.from == RESTART_FORK_NEWEST ||
+		sup->decision.from == RESTART_FORK_OLDER || sup->decision.from == RESTART_FORK_LEFT;
+	sup->fork_retry_ns = clock_monotonic_ns();
+	sup->fork_failures = 0;
+	sup->restarts++;
+	sup->revision++;
+	tell_decision(sup, &sup->decision);
+}
+
+/* -- the ladder's branch -- */
+
+static void add_intervention(
+	struct fork_job *fork, uint64_t step, enum intervention_kind kind, const char *value)
+{
+	struct intervention *intervention = &fork->interventions[fork->intervention_count++];
+
+	CHECK(fork->intervention_count <= LINE_INTERVENTIONS_MAX);
+	intervention->step = step;
+	intervention->kind = kind;
+	snprintf(intervention->value, sizeof(intervention->value), "%s", value);
+}
+
+/* The data of the fatal step, or of all non-finite updates in a row. */
+static void skip_window(struct supervisor *sup, struct fork_job *fork)
+{
+	uint64_t window = sup->death_skipped_in_row > 0 ? sup->death_skipped_in_row : 1;
+	char value[32];
+
+	if (window > sup->death_step)
+		window = 1;
+	snprintf(value, sizeof(value), "%llu",
+		(unsigned long long)(window * (uint64_t)sup->config.batch_size));
+	add_intervention(fork,
+		sup->death_skipped_in_row > 0 ? sup->death_step - window : sup->death_step,
+		INTERVENTION_SKIP_WINDOW, value);
+}
+
+static void on_ladder_forked(struct ledger_job *job)
+{
+	struct fork_job *fork = (struct fork_job *)job;
+	struct supervisor *sup = fork->head.owner;
+	int code = job->result;
+
+	if (code == 0) {
+		survey_take(sup, &fork->survey);
+		storage_note(sup, true, "");
+		sup_event(sup, "warning", "branch", "branch %u begins at %s: %s",
+			fork->branch.branch, fork->id, fork->why);
+	} else if (code == -ENOENT) {
+		sup_event(sup, "warning", "branch", "no new branch: %s", job->error.text);
+	} else if (code != -ECANCELED) {
+		storage_note(sup, false, job->error.text);
+		sup->fork_retry_ns = clock_monotonic_ns() +
+			backoff_ns(FORK_RETRY_NS, FORK_RETRY_MAX_NS, sup->fork_failures++, 0);
+	}
+	free(job);
+	if (code != 0 && code != -ENOENT)
+		return;
+	sup->fork_pending = false;
+	if (sup->state == FSM_RESTARTING)
+		schedule_start(sup);
+}
+
+static void ladder_fork(struct supervisor *sup)
+{
+	const struct restart_decision *decision = &sup->decision;
+	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_ladder_forked, sup);
+
+	CHECK(sup->fork_pending && !child_alive(&sup->trainer));
+	sup->fork_retry_ns = 0;
+	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND : FORK_STEP;
+	fork->step = decision->step;
+	fork->suspect = decision->from == RESTART_FORK_OLDER;
+	if (decision->skip_window)
+		skip_window(sup, fork);
+	if (decision->safe_engine && strcmp(sup->shown.engine, "openblas") != 0)
+		add_intervention(fork, decision->step, INTERVENTION_ENGINE, "openblas");
+	snprintf(fork->why, sizeof(fork->why),
+		"rung %u after %u deaths without progress at step %llu", decision->rung,
+		sup->ladder.counted, (unsigned long long)sup->death_step);
+	books_give(&sup->ledger, fork);
+}
+
+/* -- the start -- */
+
+static void on_start_timer(uv_timer_t *timer)
+{
+	struct supervisor *sup = timer->data;
+
+	if (sup->state == FSM_RESTARTING)
+		sup_dispatch(sup, FSM_START);
+}
+
+/* Nothing left to train from where the next start would go on. */
+static bool is_complete(const struct supervisor *sup)
+{
+	struct state_record record;
+	uint64_t step = sup->newest.known ? sup->newest.step : 0;
+
+	if (!sup->resume_disk && memory_newest(sup, &record) == 0)
+		step = record.step;
+	return step >= (uint64_t)sup->config.steps_total;
+}
+
+void schedule_start(struct supervisor *sup)
+{
+	CHECK(sup->state == FSM_RESTARTING);
+	if (sup->fork_pending) {
+		if (sup->fork_retry_ns > 0 && clock_monotonic_ns() >= sup->fork_retry_ns)
+			ladder_fork(sup);
+		return;
+	}
+	if (is_complete(sup)) {
+		sup_dispatch(sup, FSM_COMPLETE);
+		return;
+	}
+	/* A save that is told to drop its slot must be over before the slots are emptied. */
+	if (sup->memory_suspect || !memory_ensure(sup))
+		return;
+	uint64_t delay_ms = (uint64_t)(sup->start_delay_ns / NSEC_PER_MSEC);
+
+	uv_timer_start(&sup->start_timer, on_start_timer, delay_ms, 0);
+}
+
+void schedule_cancel(struct supervisor *sup)
+{
+	uv_timer_stop(&sup->start_timer);
+	sup->poll_ns = sup->retry_ns = sup->memory_retry_ns = 0;
+}
+
+void recover_tick(struct supervisor *sup, nsec_t now_ns)
+{
+	if (sup->memory_suspect && !sup->saver.in_flight && !child_alive(&sup->trainer)) {
+		memory_empty(sup);
+		sup->memory_suspect = false;
+		if (sup->state == FSM_RESTARTING)
+			schedule_start(sup);
+	}
+	if (sup->state != FSM_RESTARTING)
+		return;
+	if (sup->fork_pending && sup->fork_retry_ns > 0 && now_ns >= sup->fork_retry_ns)
+		ladder_fork(sup);
+	if (sup->memory_retry_ns > 0 && now_ns >= sup->memory_retry_ns)
+		schedule_start(sup);
+}
+
+/* -- a rollback by a person -- */
+
+static void on_rollback_forked(struct ledger_job *job)
+{
+	struct fork_job *fork = (struct fork_job *)job;
+	struct supervisor *sup = fork->head.owner;
+	struct call *call = fork->call;
+
+	if (job->result == 0) {
+		survey_take(sup, &fork->survey);
+		ladder_init(&sup->ladder);
+		sup->ladder.furthest_step = sup->ladder.climb_step = fork->branch.fork_step;
+		memory_keep_ladder(sup);
+		sup->resume_disk = true;
+		sup->fork_pending = false;
+		sup->start_delay_ns = 0;
+		sup_event(sup, "warning", "rollback", "branch %u begins at %s", fork->branch.branch,
+			fork->id);
+		call_reply(call,
+			json_pack("{s:I, s:I}", "branch", (json_int_t)fork->branch.branch, "step",
+				(json_int_t)fork->branch.fork_step));
+	} else {
+		sup_event(sup, "error", "rollback", "%s", job->error.text);
+		call_error(call, job->result == -ENOENT ? "NotFound" : "Failed", "%s",
+			job->error.text);
+	}
+	free(job);
+	sup_dispatch(sup, FSM_FORKED);
+}
+
+void rollback_fork(struct supervisor *sup)
+{
+	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_rollback_forked, sup);
+
+	CHECK(sup->rollback_call && !child_alive(&sup->trainer));
+	fork->which = *sup->rollback_id ? FORK_ID : FORK_BEFORE_NEWEST;
+	snprintf(fork->id, sizeof(fork->id), "%s", sup->rollback_id);
+	snprintf(fork->why, sizeof(fork->why), "rollback by uid %u",
+		(unsigned)sup->rollback_call->uid);
+	fork->call = sup->rollback_call;
+	sup->rollback_call = NULL;
+	books_give(&sup->ledger, fork);
+}

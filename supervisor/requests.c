@@ -1,0 +1,235 @@
+/* What people (and signals) ask for, turned into events. It must never answer before what it says
+ * is durable: a call that changes `wanted` waits for run.json and for the state it asked for.
+ * Invariant: a call is in one list, or answered. */
+#include "supervisor/control.h"
+#include "supervisor/supervisor.h"
+
+#include "base/log.h"
+#include "base/panic.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Answered by sup_settle. */
+static void settle_later(struct supervisor *sup, struct call *call, enum fsm_state state)
+{
+	if (!call)
+		return;
+	CHECK(!call->next);
+	call->wants = state;
+	call->next = sup->settling;
+	sup->settling = call;
+}
+
+static void set_wanted(struct supervisor *sup, enum wanted wanted, bool power)
+{
+	CHECK(sup->has_run);
+	if (sup->run.wanted == wanted && sup->run.power_paused == power)
+		return;
+	sup->run.wanted = wanted;
+	sup->run.power_paused = power;
+	sup->revision++;
+	store_run(sup);
+}
+
+void request_pause(struct supervisor *sup, struct call *call, bool power)
+{
+	if (!sup->has_run)
+		return;
+	if (sup->state == FSM_FINISHED || sup->state == FSM_FINISHING) {
+		if (call)
+			call_error(call, "Failed", "the run is finished: nothing to pause");
+		return;
+	}
+	/* A power pause never weakens what a person wants. */
+	if (power && sup->run.wanted != WANTED_RUN) {
+		saver_request(sup, NULL, true);
+		if (call)
+			call_reply(call, NULL);
+		return;
+	}
+	if (power) {
+		sup_event(sup, "warning", "power-fail", "power fails: saving at once, then paused");
+		saver_request(sup, NULL, true);
+	} else {
+		sup_event(sup, "info", "pause", "pause was asked for");
+	}
+	set_wanted(sup, WANTED_PAUSED, power);
+	settle_later(sup, call, FSM_PAUSED);
+	sup_dispatch(sup, FSM_PAUSE);
+	sup_settle(sup);
+}
+
+void request_resume(struct supervisor *sup, struct call *call, bool only_power)
+{
+	if (!sup->has_run)
+		return;
+	if (!only_power || sup->run.power_paused) {
+		if (sup->run.wanted != WANTED_RUN)
+			sup_event(sup, "info", "resume",
+				only_power ? "power is back" : "resume was asked for");
+		set_wanted(sup, WANTED_RUN, false);
+		sup_dispatch(sup, FSM_RESUME);
+	}
+	settle_later(sup, call, FSM_STATE_COUNT);
+	sup_settle(sup);
+}
+
+void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now)
+{
+	if (!sup->has_run && !exit) {
+		call_error(call, "NoRun", "%s", sup->trouble);
+		return;
+	}
+	if (now) {
+		sup->kill_now = true;
+		sup->final.skip = true;
+		child_kill(&sup->saver.child, SIGKILL);
+		child_kill(&sup->trainer, SIGKILL);
+	}
+	sup_event(sup, "info", "stop", "stop was asked for%s%s",
+		exit ? ", and the end of the daemon" : "", now ? ", without saving" : "");
+	if (sup->has_run)
+		set_wanted(sup, WANTED_STOPPED, false);
+	settle_later(sup, call, exit ? FSM_ENDED : FSM_STOPPED);
+	sup_dispatch(sup, exit ? FSM_EXIT : FSM_STOP);
+	sup_settle(sup);
+}
+
+void request_exit(struct supervisor *sup)
+{
+	bool again = sup->state == FSM_EXITING;
+
+	if (again) {
+		log_notice("asked to end once more: ending without saving");
+		sup->kill_now = true;
+		sup->final.skip = true;
+		child_kill(&sup->saver.child, SIGKILL);
+		child_kill(&sup->trainer, SIGKILL);
+	}
+	notify_send(&sup->notify, "STOPPING=1\nSTATUS=saving, then ending");
+	sup_dispatch(sup, FSM_EXIT);
+	final_save_step(sup);
+}
+
+void request_rollback(struct supervisor *sup, struct call *call, const char *id)
+{
+	uint64_t step;
+	uint32_t branch;
+
+	if (*id && checkpoint_id_parse(id, &step, &branch) < 0) {
+		call_error(call, "NotFound",
+			"%.40s is not a checkpoint's id: they look like step-000012000-b0002", id);
+		return;
+	}
+	if (sup->rollback_call || sup->fork_pending || !fsm_next(sup->state, FSM_ROLLBACK).taken) {
+		call_error(call, "Busy", "the service is %s: try again in a moment",
+			fsm_state_name(sup->state));
+		return;
+	}
+	sup->rollback_call = call;
+	snprintf(sup->rollback_id, sizeof(sup->rollback_id), "%s", id);
+	sup_dispatch(sup, FSM_ROLLBACK);
+}
+
+/* -- reload -- */
+
+static void on_last_good(struct ledger_job *job)
+{
+	struct book_job *head = (struct book_job *)job;
+
+	if (job->result < 0)
+		storage_note(head->owner, false, job->error.text);
+	free(job);
+}
+
+/* What was refused stays away; the folder and the socket are this process's for life. */
+static int accept_config(struct supervisor *sup, struct config *config, struct error *err)
+{
+	int code = sup->has_run ? run_check_identity(&sup->run, config, err) : 0;
+
+	if (code < 0)
+		return code;
+	memcpy(config->state_dir, sup->config.state_dir, sizeof(config->state_dir));
+	memcpy(config->socket, sup->config.socket, sizeof(config->socket));
+	return 0;
+}
+
+static uint32_t count_differences(
+	const struct config *a, const struct config *b, enum config_class class)
+{
+	const struct config_key *key = NULL;
+	uint32_t count = 0;
+
+	while ((key = config_next_difference(a, b, class, key)))
+		count++;
+	return count;
+}
+
+static void apply_config(
+	struct supervisor *sup, const struct config *config, char *text, size_t size)
+{
+	uint32_t schedule = count_differences(&sup->config, config, CONFIG_SCHEDULE);
+	uint32_t free_keys = count_differences(&sup->config, config, CONFIG_FREE);
+	bool longer = config->steps_total > sup->config.steps_total;
+	enum log_level level;
+
+	sup->config = *config;
+	sup->config_last_good = false;
+	sup->config_text[0] = '\0';
+	if (log_level_parse(config->log_level, &level) == 0)
+		log_set_level(level);
+	sup->watchdog.prior_ns = config->hang_timeout * NSEC_PER_SEC;
+	if (child_alive(&sup->trainer))
+		child_send(&sup->trainer,
+			json_pack("{s:{s:o}}", "reload", "config", json_from_config(config)));
+	if (sup->has_run) {
+		struct last_good_job *last_good = books_job(
+			sizeof(*last_good), books_last_good_work, on_last_good, sup);
+
+		last_good->config = *config;
+		books_give(&sup->ledger, last_good);
+	}
+	snprintf(text, size, "%u schedule and %u free keys changed", schedule, free_keys);
+	sup_event(sup, "info", "reload", "configuration read again: %s", text);
+	if (sup->state == FSM_FAILED || (sup->state == FSM_FINISHED && longer))
+		sup_dispatch(sup, FSM_RETRY);
+}
+
+static void on_reloaded(struct ledger_job *job)
+{
+	struct reload_job *reload = (struct reload_job *)job;
+	struct supervisor *sup = reload->head.owner;
+	struct call *call = reload->call;
+	struct error error = job->error;
+	char text[128];
+	int code = job->result;
+
+	if (code == 0)
+		code = accept_config(sup, &reload->config, &error);
+	if (code == 0) {
+		apply_config(sup, &reload->config, text, sizeof(text));
+		if (call)
+			call_reply(call, json_pack("{s:s}", "text", text));
+	} else {
+		sup_event(sup, "error", "reload", "configuration refused: %s", error.text);
+		if (call)
+			call_error(call, "Failed", "%s", error.text);
+	}
+	notify_send(&sup->notify, "READY=1");
+	free(job);
+}
+
+void request_reload(struct supervisor *sup, struct call *call)
+{
+	struct reload_job *reload = books_job(sizeof(*reload), books_reload_work, on_reloaded, sup);
+
+	notify_send(&sup->notify, "RELOADING=1\nMONOTONIC_USEC=%lld",
+		(long long)(clock_monotonic_ns() / NSEC_PER_USEC));
+	reload->source = sup->options.source;
+	reload->call = call;
+	books_give(&sup->ledger, reload);
+}

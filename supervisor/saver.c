@@ -1,0 +1,406 @@
+/* Saves: when, one at a time, and what to tell those who wait. A saver reads the pinned slot in its
+ * own process. It must never fail training: what a save costs at most is that checkpoint.
+ * Invariants: a pin exists exactly while a saver process does; every call that joined is answered
+ * when its save is over. */
+#include "supervisor/control.h"
+#include "supervisor/supervisor.h"
+
+#include "base/log.h"
+#include "base/panic.h"
+#include "proto/link.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SAVER_NICE 10
+#define RETRY_NS (5 * NSEC_PER_SEC)
+#define RETRY_MAX_NS (300 * NSEC_PER_SEC)
+#define LIMIT_NS (120 * NSEC_PER_SEC) /* and a second for each 4 MiB */
+#define LIMIT_BYTES_PER_SECOND ((uint64_t)4 << 20)
+
+void storage_note(struct supervisor *sup, bool good, const char *text)
+{
+	bool was_bad = sup->storage_bad;
+
+	sup->storage_bad = !good;
+	snprintf(sup->storage_text, sizeof(sup->storage_text), "%s", good ? "" : text);
+	sup->revision++;
+	if (!good && !was_bad)
+		sup_event(sup, "error", "storage", "%s; training goes on, saving is retried", text);
+	else if (good && was_bad)
+		sup_event(sup, "info", "storage-ok", "the disk takes checkpoints again");
+}
+
+/* -- calls -- */
+
+static void push_call(struct call **list, struct call *call)
+{
+	CHECK(!call->next);
+	call->next = *list;
+	*list = call;
+}
+
+static void answer_saved(struct supervisor *sup, struct call *call, bool already)
+{
+	const struct newest *newest = &sup->newest;
+
+	CHECK(newest->known);
+	call_reply(call,
+		json_pack("{s:s, s:I, s:s, s:s, s:b}", "id", newest->id, "step",
+			(json_int_t)newest->step, "root", newest->root, "path", newest->path,
+			"already", already));
+}
+
+static void answer_joined(struct supervisor *sup, bool good, bool already)
+{
+	struct call *call = sup->saver.joined;
+
+	sup->saver.joined = NULL;
+	while (call) {
+		struct call *next = call->next;
+
+		call->next = NULL;
+		if (good)
+			answer_saved(sup, call, already);
+		else
+			call_error(call, "Failed", "%s", sup->saver.last_error);
+		call = next;
+	}
+}
+
+/* -- start -- */
+
+/* Both are on the line, and a line has one state at each step. */
+static bool is_saved(const struct supervisor *sup, const struct state_record *record)
+{
+	return sup->newest.known && sup->newest.step == record->step;
+}
+
+static int saver_start(struct supervisor *sup, bool foreground)
+{
+	struct saver *saver = &sup->saver;
+	struct child_options options;
+	bool alone = !child_alive(&sup->trainer);
+
+	CHECK(!saver->in_flight && !child_alive(&saver->child));
+	if (memory_newest(sup, &saver->record) < 0)
+		return -ENOENT;
+	int code = state_pin_newest(&sup->memory, &saver->record);
+
+	if (code < 0)
+		return code;
+	saver->in_flight = true;
+	saver->got_saved = saver->over_time = saver->wanted = false;
+	saver->foreground = foreground || alone;
+	saver->attempt++;
+	worker_options(sup, &options);
+	options.state_fd = sup->memory.fd;
+	options.nice = saver->foreground ? 0 : SAVER_NICE;
+	options.threads = alone ? (uint32_t)sup->config.threads : 1;
+	child_spawn(&saver->child, &sup->loop, &options);
+	start_frame_send(sup, &saver->child,
+		json_pack("{s:i, s:b, s:i}", "attempt", (int)saver->attempt, "foreground",
+			saver->foreground, "threads", (int)options.threads));
+	sup->revision++;
+	return 0;
+}
+
+void saver_request(struct supervisor *sup, struct call *call, bool foreground)
+{
+	struct saver *saver = &sup->saver;
+	struct state_record record;
+
+	if (memory_newest(sup, &record) < 0 || (is_saved(sup, &record) && !saver->in_flight)) {
+		if (!call)
+			return;
+		if (sup->newest.known && !saver->in_flight)
+			answer_saved(sup, call, true);
+		else
+			call_error(call, "Failed", "there is nothing to save yet");
+		return;
+	}
+	if (saver->in_flight) {
+		if (foreground && !saver->foreground)
+			child_set_nice(&saver->child, 0);
+		if (saver->record.step == record.step && saver->record.branch == record.branch) {
+			if (call)
+				push_call(&saver->joined, call);
+			return;
+		}
+		saver->wanted = true;
+		saver->retry_ns = 0;
+		if (call)
+			push_call(&saver->next, call);
+		return;
+	}
+	int code = saver_start(sup, foreground);
+
+	if (code == 0 && call)
+		push_call(&saver->joined, call);
+	else if (call)
+		call_error(call, "Failed", "the state could not be pinned: %s", strerror(-code));
+}
+
+/* -- messages and end -- */
+
+static void take_saved(struct supervisor *sup, const json_t *body)
+{
+	struct saver *saver = &sup->saver;
+	struct newest *newest = &sup->newest;
+
+	if (json_get_int(body, "step", -1) != (int64_t)saver->record.step ||
+		json_get_int(body, "branch", -1) != (int64_t)saver->record.branch) {
+		saver->child.protocol_broken = true;
+		child_kill(&saver->child, SIGKILL);
+		return;
+	}
+	saver->got_saved = true;
+	saver->already = json_get_bool(body, "already", false);
+	saver->last_ms = json_get_int(body, "ms_total", 0);
+	newest->known = true;
+	newest->step = saver->record.step;
+	newest->branch = saver->record.branch;
+	snprintf(newest->id, sizeof(newest->id), "%s", json_get_text(body, "id", ""));
+	snprintf(newest->root, sizeof(newest->root), "%s", json_get_text(body, "root", ""));
+	snprintf(newest->path, sizeof(newest->path), "%s", json_get_text(body, "path", ""));
+	newest->wall_ns = clock_wall_ns();
+	if (!json_get_bool(body, "catalogued", true))
+		sup_event(sup, "warning", "not-catalogued",
+			"%s is verified, but its row could not be written", newest->id);
+	else
+		survey_start(sup);
+}
+
+static void on_message(struct child *child, const char *name, json_t *body)
+{
+	struct supervisor *sup = child->owner;
+
+	if (strcmp(name, "saved") == 0)
+		take_saved(sup, body);
+	else if (strcmp(name, "event") == 0)
+		worker_event(sup, body);
+}
+
+static void note_saved(struct supervisor *sup)
+{
+	struct saver *saver = &sup->saver;
+
+	CHECK(sup->newest.known);
+	saver->failures = 0;
+	saver->retry_ns = 0;
+	saver->last_error[0] = '\0';
+	saver->last_end_ns = clock_monotonic_ns();
+	storage_note(sup, true, "");
+	sup_event(sup, "info", "saved", "%s is verified (%lld ms)", sup->newest.id,
+		(long long)saver->last_ms);
+	if (!sup->run.ever_verified) {
+		sup->run.ever_verified = true;
+		store_run(sup);
+	}
+}
+
+/* A seal that does not match: the slots are not to be trusted, the trainer's work neither. */
+static void note_corrupt(struct supervisor *sup)
+{
+	if (child_alive(&sup->trainer)) {
+		sup->trainer.memory_corrupt = true;
+		child_kill(&sup->trainer, SIGKILL);
+		return;
+	}
+	memory_empty(sup);
+	sup->resume_disk = true;
+}
+
+static void note_failed(struct supervisor *sup, const struct child *child)
+{
+	struct saver *saver = &sup->saver;
+	struct ending ending = {.role = "saver",
+		.exit_status = child->exit_status,
+		.term_signal = child->term_signal,
+		.hang = saver->over_time,
+		.protocol_broken = child->protocol_broken,
+		.phase = "saving",
+		.step = saver->record.step,
+		.last_words = child->last_words};
+	struct obituary obituary;
+	nsec_t wait_ns = backoff_ns(RETRY_NS, RETRY_MAX_NS, saver->failures, 0);
+
+	obituary_write(&ending, &obituary);
+	/* A saver that was shot is tried again at once, once. */
+	if (child->term_signal && saver->failures == 0)
+		wait_ns = 0;
+	saver->failures++;
+	saver->retry_ns = clock_monotonic_ns() + wait_ns;
+	snprintf(saver->last_error, sizeof(saver->last_error), "%s",
+		*child->last_words ? child->last_words : obituary.sentence);
+	if (sup->kill_now)
+		return;
+	if (obituary.kind == DEATH_STORAGE)
+		storage_note(sup, false, saver->last_error);
+	sup_event(sup, "warning", "save-failed", "%s", obituary.sentence);
+	if (obituary.kind == DEATH_MEMORY_CORRUPT)
+		note_corrupt(sup);
+}
+
+static void on_ended(struct child *child)
+{
+	struct supervisor *sup = child->owner;
+	struct saver *saver = &sup->saver;
+	bool good = saver->got_saved && !child->protocol_broken;
+
+	CHECK(saver->in_flight && sup->has_memory);
+	saver->in_flight = false;
+	sup->revision++;
+	state_unpin_all(&sup->memory);
+	if (good)
+		note_saved(sup);
+	else
+		note_failed(sup, child);
+	answer_joined(sup, good, saver->already);
+	if (saver->next) {
+		saver->joined = saver->next;
+		saver->next = NULL;
+		if (saver_start(sup, true) < 0) {
+			snprintf(saver->last_error, sizeof(saver->last_error),
+				"there is no state to save");
+			answer_joined(sup, false, false);
+		}
+	}
+	final_save_step(sup);
+}
+
+static void on_stuck(struct child *child)
+{
+	sup_event(child->owner, "error", "stuck",
+		"saver %d does not end by SIGKILL: waiting for it", (int)child->pid);
+}
+
+const struct child_handlers saver_handlers = {
+	.message = on_message,
+	.ended = on_ended,
+	.stuck = on_stuck,
+};
+
+/* -- when -- */
+
+double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns)
+{
+	const struct saver *saver = &sup->saver;
+	nsec_t due_ns = saver->last_end_ns + sup->config.interval * NSEC_PER_SEC;
+
+	if (saver->failures > 0)
+		due_ns = saver->retry_ns;
+	else if (sup->config.interval == 0 || sup->state != FSM_TRAINING)
+		return -1;
+	return due_ns > now_ns ? (double)(due_ns - now_ns) / 1e9 : 0;
+}
+
+static bool is_due(const struct supervisor *sup, nsec_t now_ns)
+{
+	const struct saver *saver = &sup->saver;
+	const struct config *config = &sup->config;
+	uint64_t base = sup->newest.known ? sup->newest.step : 0;
+	uint64_t step = atomic_load(&sup->progress->step);
+	struct state_record record;
+	bool by_time = config->interval > 0 &&
+		now_ns - saver->last_end_ns >= config->interval * NSEC_PER_SEC;
+	bool by_steps = config->interval_steps > 0 && sup->trainer_ready && step > base &&
+		step - base >= (uint64_t)config->interval_steps;
+
+	if (now_ns < saver->retry_ns)
+		return false;
+	if (!saver->wanted && saver->failures == 0 && !by_time && !by_steps)
+		return false;
+	return memory_newest(sup, &record) == 0 && record.step > 0 && !is_saved(sup, &record);
+}
+
+static void watch_saver(struct supervisor *sup, nsec_t now_ns)
+{
+	struct saver *saver = &sup->saver;
+	nsec_t age_ns = now_ns - saver->child.begun_ns;
+	nsec_t limit_ns = LIMIT_NS +
+		(nsec_t)(sup->prepared.section_bytes * 4 / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
+
+	if (!saver->foreground && sup->config.interval > 0 &&
+		age_ns > sup->config.interval * NSEC_PER_SEC / 2) {
+		saver->foreground = true;
+		child_set_nice(&saver->child, 0);
+	}
+	if (age_ns > limit_ns && !saver->over_time) {
+		saver->over_time = true;
+		child_kill(&saver->child, SIGKILL);
+	}
+}
+
+void saver_tick(struct supervisor *sup, nsec_t now_ns)
+{
+	if (sup->saver.in_flight) {
+		watch_saver(sup, now_ns);
+		return;
+	}
+	if (sup->final.active)
+		final_save_step(sup);
+	else if (sup->has_memory && sup->state != FSM_ENDED && is_due(sup, now_ns))
+		saver_start(sup, false);
+}
+
+/* -- the last one -- */
+
+void final_save_limit(struct supervisor *sup)
+{
+	if (sup->final.deadline_ns == 0)
+		sup->final.deadline_ns = clock_monotonic_ns() +
+			sup->config.stop_timeout * NSEC_PER_SEC;
+}
+
+void final_save_begin(struct supervisor *sup)
+{
+	CHECK(!child_alive(&sup->trainer));
+	sup->final.active = true;
+	sup->final.failures_begun = sup->saver.failures;
+	sup->saver.retry_ns = 0;
+	final_save_step(sup);
+}
+
+static void final_save_over(struct supervisor *sup)
+{
+	sup->final = (struct final_save){0};
+	sup->kill_now = false;
+	sup_dispatch(sup, FSM_SAVE_OVER);
+}
+
+/* Paused and stopped keep the state in memory, so one failure is enough; the end of the daemon
+ * keeps nothing, so it tries until its time is over; the end of the run tries for ever. */
+static bool gives_up(const struct supervisor *sup, nsec_t now_ns)
+{
+	if (sup->state == FSM_FINISHING || sup->saver.failures <= sup->final.failures_begun)
+		return false;
+	return sup->state != FSM_EXITING ||
+		(sup->final.deadline_ns > 0 && now_ns >= sup->final.deadline_ns);
+}
+
+void final_save_step(struct supervisor *sup)
+{
+	nsec_t now_ns = clock_monotonic_ns();
+	struct state_record record;
+
+	if (!sup->final.active || sup->saver.in_flight)
+		return;
+	CHECK(!child_alive(&sup->trainer));
+	if (sup->final.skip || memory_newest(sup, &record) < 0 || record.step == 0 ||
+		is_saved(sup, &record)) {
+		final_save_over(sup);
+	} else if (gives_up(sup, now_ns)) {
+		sup_event(sup, "error", "not-saved", "step %llu is not saved: %s",
+			(unsigned long long)record.step, sup->saver.last_error);
+		if (sup->state == FSM_EXITING)
+			sup->exit_code = 1;
+		final_save_over(sup);
+	} else if (now_ns >= sup->saver.retry_ns) {
+		if (saver_start(sup, true) < 0)
+			final_save_over(sup);
+	}
+}

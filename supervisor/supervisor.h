@@ -1,0 +1,282 @@
+/* The service's own state, and what its files share. Everything here belongs to the loop's thread;
+ * the ledger's thread sees jobs only.
+ *
+ *     supervisor.c  events into the table, its actions, the tick
+ *     open.c        the run's folder, the preparer
+ *     memory.c      state memory and progress page, systemd's fd store
+ *     trainer.c     the trainer's process: start, messages, end, hangs
+ *     recover.c     from a death to the next start: the ladder, new branches, the delay
+ *     saver.c       saves
+ *     tasks.c       sample and verify
+ *     requests.c    what people may ask for
+ *     status.c      what people are told */
+#pragma once
+
+#include "base/config.h"
+#include "proto/progress.h"
+#include "proto/state.h"
+#include "store/run.h"
+#include "supervisor/books.h"
+#include "supervisor/child.h"
+#include "supervisor/fsm.h"
+#include "supervisor/ledger.h"
+#include "supervisor/notify.h"
+#include "supervisor/obituary.h"
+#include "supervisor/restart.h"
+#include "supervisor/watchdog.h"
+
+#include <limits.h>
+#include <uv.h>
+
+#define TICK_MS 250
+#define TICK_NS (TICK_MS * NSEC_PER_MSEC)
+#define EVENT_QUEUE_MAX 16
+#define TEXT_MAX 320
+
+struct call;    /* one method call that waits for its answer: control.h */
+struct control; /* the socket and its clients */
+
+struct options {
+	struct config_source source;
+	bool strict; /* in the foreground: a refused configuration is the end, and run is wanted */
+	char worker_path[PATH_MAX];
+};
+
+/* The newest verified checkpoint, as shown. */
+struct newest {
+	bool known;
+	char id[CHECKPOINT_ID_SIZE];
+	uint64_t step;
+	uint32_t branch;
+	char root[DIGEST_HEX_SIZE];
+	char path[PATH_MAX + 64];
+	nsec_t wall_ns; /* when it was made */
+};
+
+/* What the preparer found. */
+struct prepared {
+	bool known;
+	uint64_t section_bytes, param_count;
+	struct digest model_digest;
+	char data_text[TEXT_MAX];
+	uint64_t images, classes;
+};
+
+struct saver {
+	struct child child;
+	bool in_flight, got_saved, already, over_time;
+	bool foreground;
+	struct state_record record; /* pinned */
+	uint32_t attempt;           /* of any save; in partials' names */
+	uint32_t failures;          /* in a row */
+	nsec_t retry_ns;            /* not before; monotonic */
+	int64_t last_ms;            /* duration of the last good one, -1: none */
+	nsec_t last_end_ns;         /* monotonic, of the last good one */
+	char last_error[TEXT_MAX];
+	bool wanted;                /* somebody asked: as soon as the one in flight is over */
+	struct call *joined, *next; /* calls that wait for this one, for the one after it */
+};
+
+/* The last save before a pause, a stop, the end. */
+struct final_save {
+	bool active;
+	bool skip;          /* stop now: without saving */
+	nsec_t deadline_ns; /* 0: for ever */
+	uint32_t failures_begun;
+};
+
+/* sample or verify: one of each at a time. */
+struct task {
+	struct child child;
+	struct call *call;
+	json_t *answer; /* so far; owned */
+};
+
+struct shown {
+	double images_per_second, step_ns; /* smoothed; 0: not known */
+	uint64_t step_seen;
+	float loss, holdout_loss; /* NaN: not known */
+	uint64_t images_seen;
+	uint64_t skipped;
+	char engine[PROGRESS_TEXT_MAX], engine_reason[PROGRESS_TEXT_MAX];
+	uint64_t plan_bytes;
+	uint64_t preview_step;
+	char preview_path[PATH_MAX];
+	uint64_t free_bytes;
+	json_t *last_death; /* owned, or NULL */
+};
+
+struct supervisor {
+	uv_loop_t loop;
+	uv_timer_t tick, start_timer;
+	uv_signal_t signals[6];
+	nsec_t begun_ns, ticked_ns;
+	struct options options;
+	int exit_code;
+	uint64_t revision; /* grows with everything a status would show */
+
+	enum fsm_state state;
+	enum fsm_event events[EVENT_QUEUE_MAX];
+	uint32_t event_first, event_count;
+	bool dispatching;
+
+	struct config config; /* in force */
+	bool config_last_good;
+	char config_text[ERROR_TEXT_MAX]; /* why the file is not in force */
+	bool config_refused_at_start;
+
+	bool has_run;
+	struct run run;
+	char run_dir[PATH_MAX];
+	int run_fd, lock_fd, null_fd;
+	bool opening;
+	nsec_t poll_ns;  /* look for the run at; 0: not waiting */
+	nsec_t retry_ns; /* FSM_RETRY at; 0: none */
+	nsec_t lock_wait_since_ns;
+	uint32_t retries;
+	char trouble[ERROR_TEXT_MAX]; /* why it waits or has failed */
+	uint32_t wanted_pending;      /* run.json writes under way */
+	bool wanted_not_durable;
+
+	struct state memory; /* header pages only */
+	bool has_memory, making_memory, memory_suspect;
+	int stored_state_fd; /* passed by systemd, not looked at yet; -1 */
+	uint64_t memory_bytes;
+	struct progress *progress;
+	int progress_fd;
+	uint64_t metrics_cursor, metrics_lost;
+
+	struct child preparer;
+	struct prepared prepared;
+	struct child trainer;
+	bool trainer_ready, trainer_finished;
+	uint64_t trainer_step_begun; /* of this trainer */
+	uint64_t attempt_token;
+	nsec_t trainer_wall_ns;
+	char trainer_from[16];
+	uint64_t oom_kills_before;
+	uint32_t trainer_threads;
+	struct watchdog watchdog;
+	struct ladder ladder;
+	struct restart_decision decision; /* the last one */
+	bool resume_disk;                 /* the next start reads the disk */
+	nsec_t start_delay_ns;
+	uint64_t death_step, death_skipped_in_row; /* from the record that the dead one left */
+	nsec_t memory_retry_ns; /* state memory could not be made: again at; 0: no */
+	bool fork_pending;      /* the ladder's branch could not be made yet ... */
+	nsec_t fork_retry_ns;   /* ... again at; 0: under way */
+	uint32_t fork_failures;
+	uint32_t restarts;
+	struct call *rollback_call;
+	char rollback_id[CHECKPOINT_ID_SIZE];
+	bool kill_now; /* stop now was asked */
+
+	struct saver saver;
+	struct final_save final;
+	struct survey survey;
+	struct newest newest;
+	struct task sample, verify;
+	struct shown shown;
+	bool storage_bad;
+	char storage_text[TEXT_MAX];
+
+	struct ledger ledger;
+	struct control *control;
+	struct notify notify;
+	bool ready_sent;
+	nsec_t watchdog_fed_ns, notify_status_ns, drained_ns, space_ns, extended_ns;
+	uint64_t extended_moves;
+	struct call *settling; /* calls that wait for a state */
+	int passed_socket_fd;  /* -1: bind one */
+};
+
+/* -- supervisor.c -- */
+int supervisor_init(struct supervisor *sup, const struct options *options, struct error *err);
+/* Until the end; the exit code. */
+int supervisor_run(struct supervisor *sup);
+void supervisor_fini(struct supervisor *sup);
+/* Feeds the table; events fed while one is handled come after it. */
+void sup_dispatch(struct supervisor *sup, enum fsm_event event);
+/* One line for the log and the history. level: "info", "warning", "error". */
+void sup_event(struct supervisor *sup, const char *level, const char *kind, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+/* The finished steps, from the record if there is one. */
+uint64_t sup_step(const struct supervisor *sup);
+/* Answers the calls that wait for a state which is reached, or can no longer be. */
+void sup_settle(struct supervisor *sup);
+
+/* -- open.c -- */
+void open_run(struct supervisor *sup);
+void prepare_start(struct supervisor *sup);
+void survey_start(struct supervisor *sup);
+/* Takes a survey over; newest follows it. */
+void survey_take(struct supervisor *sup, struct survey *survey);
+void start_frame_send(struct supervisor *sup, struct child *child, json_t *more);
+void worker_options(const struct supervisor *sup, struct child_options *ret);
+void store_run(struct supervisor *sup);
+
+/* -- memory.c -- */
+int memory_progress_init(
+	struct supervisor *sup, const struct notify_passed *passed, struct error *err);
+/* After prepared: takes the stored state memory if it is ours. */
+void memory_adopt_stored(struct supervisor *sup);
+/* Makes it if there is none; false: under way (schedule_start comes again) or impossible now. */
+bool memory_ensure(struct supervisor *sup);
+void memory_release(struct supervisor *sup);
+/* The newest record that may be resumed or saved: on the line. -ENOENT. */
+int memory_newest(const struct supervisor *sup, struct state_record *ret);
+void memory_keep_ladder(struct supervisor *sup);
+void memory_empty(struct supervisor *sup);
+
+/* -- trainer.c -- */
+extern const struct child_handlers prepare_handlers, trainer_handlers;
+void trainer_start(struct supervisor *sup);
+/* Asks the trainer (or kills the preparer) to end; FSM_GONE follows, at once if there is none. */
+void trainer_halt(struct supervisor *sup);
+void trainer_tick(struct supervisor *sup, nsec_t now_ns, nsec_t elapsed_ns);
+/* An `event` of any worker. */
+void worker_event(struct supervisor *sup, const json_t *body);
+
+/* -- recover.c -- */
+/* After an unplanned end: the ladder's decision, made durable, then schedule_start. */
+void recover_decide(struct supervisor *sup, const struct obituary *obituary, bool stepped);
+/* State memory, then the delay, then FSM_START (or FSM_COMPLETE). */
+void schedule_start(struct supervisor *sup);
+void schedule_cancel(struct supervisor *sup);
+/* The rollback a person asked for. */
+void rollback_fork(struct supervisor *sup);
+void recover_tick(struct supervisor *sup, nsec_t now_ns);
+/* Steps of about one checkpoint interval, at least 1. */
+uint64_t interval_steps(const struct supervisor *sup);
+
+/* -- saver.c -- */
+extern const struct child_handlers saver_handlers;
+/* As soon as the one in flight is over; call (may be NULL) is answered when it is verified. */
+void saver_request(struct supervisor *sup, struct call *call, bool foreground);
+void saver_tick(struct supervisor *sup, nsec_t now_ns);
+void final_save_begin(struct supervisor *sup);
+/* The limit of stop_timeout, unless it runs already. */
+void final_save_limit(struct supervisor *sup);
+void final_save_step(struct supervisor *sup);
+/* Seconds to the next save by interval, or -1. */
+double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns);
+void storage_note(struct supervisor *sup, bool good, const char *text);
+
+/* -- tasks.c -- */
+extern const struct child_handlers sample_handlers, verify_handlers;
+void sample_start(struct supervisor *sup, struct call *call, json_t *more);
+void verify_start(struct supervisor *sup, struct call *call, const char *id);
+
+/* -- requests.c -- */
+void request_pause(struct supervisor *sup, struct call *call, bool power);
+void request_resume(struct supervisor *sup, struct call *call, bool only_power);
+void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now);
+/* SIGTERM, SIGINT: ends the daemon, wanted stays. */
+void request_exit(struct supervisor *sup);
+void request_rollback(struct supervisor *sup, struct call *call, const char *id);
+void request_reload(struct supervisor *sup, struct call *call);
+
+/* -- status.c -- */
+json_t *status_json(const struct supervisor *sup);
+/* For systemctl status. */
+void status_line(const struct supervisor *sup, char *text, size_t size);

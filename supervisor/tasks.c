@@ -1,0 +1,126 @@
+/* Workers on request: sample and verify, one of each at a time, at low priority. It must never
+ * touch the state memory: these roles read checkpoint files. Invariant: a task's call is answered
+ * exactly once, by the end of its process. */
+#include "supervisor/control.h"
+#include "supervisor/supervisor.h"
+
+#include "base/panic.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TASK_NICE 10
+#define RESULTS_MAX 10000
+
+static void spawn_task(struct supervisor *sup, struct task *task, struct call *call, json_t *more)
+{
+	struct child_options options;
+
+	CHECK(!child_alive(&task->child) && !task->call && !task->answer);
+	task->call = call;
+	worker_options(sup, &options);
+	options.nice = TASK_NICE;
+	options.threads = child_alive(&sup->trainer) ? 1 : (uint32_t)sup->config.threads;
+	json_object_set_new(more, "threads", json_integer(options.threads));
+	child_spawn(&task->child, &sup->loop, &options);
+	start_frame_send(sup, &task->child, more);
+}
+
+void sample_start(struct supervisor *sup, struct call *call, json_t *more)
+{
+	if (child_alive(&sup->sample.child)) {
+		json_decref(more);
+		call_error(call, "Busy", "another sample is being made");
+		return;
+	}
+	spawn_task(sup, &sup->sample, call, more);
+}
+
+void verify_start(struct supervisor *sup, struct call *call, const char *id)
+{
+	if (child_alive(&sup->verify.child)) {
+		call_error(call, "Busy", "another verification is running");
+		return;
+	}
+	spawn_task(sup, &sup->verify, call, json_pack("{s:s}", "id", id));
+	sup->verify.answer = json_array();
+	CHECK(sup->verify.answer);
+}
+
+static void on_message(struct child *child, const char *name, json_t *body)
+{
+	struct supervisor *sup = child->owner;
+
+	if (strcmp(name, "event") == 0) {
+		worker_event(sup, body);
+	} else if (strcmp(name, "sampled") == 0 && child == &sup->sample.child) {
+		json_decref(sup->sample.answer);
+		sup->sample.answer = json_pack("{s:s, s:s, s:I}", "path",
+			json_get_text(body, "path", ""), "id", json_get_text(body, "id", ""),
+			"step", (json_int_t)json_get_int(body, "step", 0));
+	} else if (strcmp(name, "verified") == 0 && child == &sup->verify.child &&
+		json_array_size(sup->verify.answer) < RESULTS_MAX) {
+		json_array_append_new(sup->verify.answer,
+			json_pack("{s:s, s:b, s:s}", "id", json_get_text(body, "id", ""), "ok",
+				json_get_bool(body, "ok", false), "text",
+				json_get_text(body, "text", "")));
+	}
+}
+
+/* Why it gave no answer. */
+static void task_failed(struct call *call, const struct child *child)
+{
+	struct ending ending = {.role = child->role,
+		.exit_status = child->exit_status,
+		.term_signal = child->term_signal,
+		.protocol_broken = child->protocol_broken,
+		.phase = child->role,
+		.last_words = child->last_words};
+	struct obituary obituary;
+
+	obituary_write(&ending, &obituary);
+	call_error(
+		call, "Failed", "%s", *child->last_words ? child->last_words : obituary.sentence);
+}
+
+static void on_ended(struct child *child)
+{
+	struct supervisor *sup = child->owner;
+	struct task *task = child == &sup->sample.child ? &sup->sample : &sup->verify;
+	bool verify = task == &sup->verify;
+	struct call *call = task->call;
+	json_t *answer = task->answer;
+	bool good = !child->term_signal && !child->protocol_broken &&
+		(child->exit_status == 0 || (verify && json_array_size(answer) > 0));
+
+	CHECK(call);
+	task->call = NULL;
+	task->answer = NULL;
+	if (!answer || !good) {
+		json_decref(answer);
+		task_failed(call, child);
+	} else {
+		call_reply(call, verify ? json_pack("{s:o}", "results", answer) : answer);
+	}
+	if (verify)
+		survey_start(sup);
+}
+
+static void on_stuck(struct child *child)
+{
+	sup_event(child->owner, "error", "stuck", "%s %d does not end by SIGKILL: waiting for it",
+		child->role, (int)child->pid);
+}
+
+const struct child_handlers sample_handlers = {
+	.message = on_message,
+	.ended = on_ended,
+	.stuck = on_stuck,
+};
+
+const struct child_handlers verify_handlers = {
+	.message = on_message,
+	.ended = on_ended,
+	.stuck = on_stuck,
+};

@@ -1,0 +1,370 @@
+/* The trainer's process. It must never trust what the trainer wrote into the progress page: every
+ * value is bounded where it is read. Invariants: there is at most one trainer; after its waitpid no
+ * slot is `writing`; each end has one obituary. */
+#include "supervisor/supervisor.h"
+
+#include "base/log.h"
+#include "base/panic.h"
+#include "proto/link.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define STEP_NS_MAX (UINT64_C(86400) * NSEC_PER_SEC)
+#define SMOOTHING 0.1
+
+/* -- out of memory -- */
+
+/* oom_kill of our control group (v2); 0 where there is none. */
+static uint64_t count_oom_kills(void)
+{
+	char group[512] = "", path[600], text[1024];
+	unsigned long long count = 0;
+	FILE *file = fopen("/proc/self/cgroup", "re");
+
+	if (!file)
+		return 0;
+	while (fgets(text, sizeof(text), file))
+		if (sscanf(text, "0::%511s", group) == 1)
+			break;
+	fclose(file);
+	if (!*group)
+		return 0;
+	snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.events", group);
+	file = fopen(path, "re");
+	if (!file)
+		return 0;
+	while (fgets(text, sizeof(text), file))
+		if (sscanf(text, "oom_kill %llu", &count) == 1)
+			break;
+	fclose(file);
+	return count;
+}
+
+/* -- start -- */
+
+static void on_attempt_begun(struct ledger_job *job)
+{
+	free(job);
+}
+
+static void attempt_begin(struct supervisor *sup)
+{
+	struct attempt_job *begin = books_job(
+		sizeof(*begin), books_attempt_begin_work, on_attempt_begun, sup);
+
+	begin->token = ++sup->attempt_token;
+	snprintf(begin->attempt.role, sizeof(begin->attempt.role), "train");
+	begin->attempt.pid = sup->trainer.pid;
+	begin->attempt.begun_wall_ns = sup->trainer_wall_ns;
+	begin->attempt.rung = sup->decision.rung;
+	begin->attempt.step_begun = sup->trainer_step_begun;
+	snprintf(begin->attempt.from, sizeof(begin->attempt.from), "%s", sup->trainer_from);
+	books_give(&sup->ledger, begin);
+}
+
+void trainer_start(struct supervisor *sup)
+{
+	struct child_options options;
+	struct state_record record;
+	bool from_memory = !sup->resume_disk && memory_newest(sup, &record) == 0;
+
+	CHECK(!child_alive(&sup->trainer) && !child_alive(&sup->preparer));
+	CHECK(sup->has_memory && sup->prepared.known);
+	worker_options(sup, &options);
+	options.state_fd = sup->memory.fd;
+	options.progress_fd = sup->progress_fd;
+	sup->trainer_threads = sup->ladder.safe_engine ? 1 : (uint32_t)sup->config.threads;
+	options.threads = sup->trainer_threads;
+	sup->trainer_ready = sup->trainer_finished = false;
+	sup->trainer_step_begun = sup_step(sup);
+	sup->trainer_wall_ns = clock_wall_ns();
+	sup->oom_kills_before = count_oom_kills();
+	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s",
+		from_memory                 ? "memory"
+			: sup->newest.known ? "checkpoint"
+					    : "scratch");
+	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves),
+		atomic_load(&sup->progress->step));
+	child_spawn(&sup->trainer, &sup->loop, &options);
+	start_frame_send(sup, &sup->trainer,
+		json_pack("{s:s, s:i, s:s}", "resume", from_memory ? "memory" : "disk", "threads",
+			(int)sup->trainer_threads, "engine",
+			sup->ladder.safe_engine ? "openblas" : ""));
+	attempt_begin(sup);
+	sup->revision++;
+}
+
+/* -- messages -- */
+
+static void take_ready(struct supervisor *sup, const json_t *body)
+{
+	const char *from = json_get_text(body, "from", "");
+
+	sup->trainer_ready = true;
+	sup->resume_disk = false;
+	sup->start_delay_ns = 0;
+	sup->trouble[0] = '\0';
+	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s", from);
+	snprintf(sup->shown.engine, sizeof(sup->shown.engine), "%s",
+		json_get_text(body, "engine", ""));
+	snprintf(sup->shown.engine_reason, sizeof(sup->shown.engine_reason), "%s",
+		json_get_text(body, "engine_reason", ""));
+	sup->shown.plan_bytes = (uint64_t)json_get_int(body, "plan_bytes", 0);
+	sup->shown.step_seen = (uint64_t)json_get_int(body, "step", 0);
+	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %lld on branch %lld",
+		(int)sup->trainer.pid, from, (long long)json_get_int(body, "step", 0),
+		(long long)json_get_int(body, "branch", 0));
+	/* What it met on the way may have changed the catalog. */
+	if (strcmp(from, "memory") != 0)
+		survey_start(sup);
+}
+
+static void on_message(struct child *child, const char *name, json_t *body)
+{
+	struct supervisor *sup = child->owner;
+
+	if (strcmp(name, "ready") == 0) {
+		take_ready(sup, body);
+	} else if (strcmp(name, "event") == 0) {
+		worker_event(sup, body);
+	} else if (strcmp(name, "finished") == 0) {
+		sup->trainer_finished = true;
+	} else if (strcmp(name, "preview") == 0) {
+		sup->shown.preview_step = (uint64_t)json_get_int(body, "step", 0);
+		snprintf(sup->shown.preview_path, sizeof(sup->shown.preview_path), "%s",
+			json_get_text(body, "path", ""));
+	}
+	sup->revision++;
+}
+
+void worker_event(struct supervisor *sup, const json_t *body)
+{
+	const char *level = json_get_text(body, "level", "info");
+
+	if (strcmp(level, "warning") != 0 && strcmp(level, "error") != 0)
+		level = "info";
+	sup_event(sup, level, json_get_text(body, "kind", "worker"), "%s",
+		json_get_text(body, "text", ""));
+}
+
+/* -- end -- */
+
+static void remember_death(
+	struct supervisor *sup, const struct obituary *obituary, const char *phase)
+{
+	char time[CLOCK_TEXT_SIZE];
+	json_t *death;
+
+	clock_format_utc(clock_wall_ns(), time);
+	death = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "time", time, "role", "train",
+		"cause", obituary->cause, "phase", phase, "step", (json_int_t)sup->death_step,
+		"sentence", obituary->sentence, "stderr_tail", sup->trainer.tail);
+	if (!death) /* the tail was not UTF-8 */
+		death = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "time", time, "role",
+			"train", "cause", obituary->cause, "phase", phase, "step",
+			(json_int_t)sup->death_step, "sentence", obituary->cause, "stderr_tail",
+			"(not text)");
+	CHECK(death);
+	json_decref(sup->shown.last_death);
+	sup->shown.last_death = death;
+}
+
+static void attempt_end(struct supervisor *sup, const struct obituary *obituary, const char *phase)
+{
+	struct attempt_job *end = books_job(
+		sizeof(*end), books_attempt_end_work, on_attempt_begun, sup);
+	struct history_attempt *attempt = &end->attempt;
+
+	end->token = sup->attempt_token;
+	snprintf(attempt->role, sizeof(attempt->role), "train");
+	attempt->pid = sup->trainer.pid;
+	attempt->begun_wall_ns = sup->trainer_wall_ns;
+	attempt->ended_wall_ns = clock_wall_ns();
+	attempt->rung = sup->decision.rung;
+	attempt->step_begun = sup->trainer_step_begun;
+	attempt->step_ended = sup->death_step;
+	snprintf(attempt->from, sizeof(attempt->from), "%s", sup->trainer_from);
+	snprintf(attempt->cause, sizeof(attempt->cause), "%s", obituary->cause);
+	snprintf(attempt->phase, sizeof(attempt->phase), "%s", phase);
+	snprintf(attempt->sentence, sizeof(attempt->sentence), "%s", obituary->sentence);
+	snprintf(attempt->stderr_tail, sizeof(attempt->stderr_tail), "%s", sup->trainer.tail);
+	attempt->planned = obituary->planned;
+	books_give(&sup->ledger, end);
+}
+
+/* What an end means for the table. */
+static void follow_end(struct supervisor *sup, const struct obituary *obituary, bool stepped)
+{
+	if (sup->state != FSM_TRAINING) {
+		sup_dispatch(sup, FSM_GONE);
+	} else if (sup->trainer_finished && !sup->trainer.term_signal &&
+		sup->trainer.exit_status == LINK_EXIT_DONE) {
+		sup_dispatch(sup, FSM_FINISHED_STEPS);
+	} else if (obituary->person) {
+		snprintf(sup->trouble, sizeof(sup->trouble), "%s",
+			*sup->trainer.last_words ? sup->trainer.last_words : obituary->sentence);
+		if (sup->options.strict) {
+			log_error("%s", sup->trouble);
+			sup->exit_code = LINK_EXIT_CONFIG;
+		}
+		sup_dispatch(sup, FSM_CONFIG);
+		if (sup->options.strict)
+			sup_dispatch(sup, FSM_EXIT);
+	} else {
+		recover_decide(sup, obituary, stepped);
+		sup_dispatch(sup, FSM_DIED);
+	}
+}
+
+static void note_death_step(struct supervisor *sup)
+{
+	struct state_record record;
+
+	sup->death_step = sup_step(sup);
+	sup->death_skipped_in_row = 0;
+	if (memory_newest(sup, &record) == 0 && record.skipped_in_row <= record.step)
+		sup->death_skipped_in_row = record.skipped_in_row;
+}
+
+static void on_ended(struct child *child)
+{
+	struct supervisor *sup = child->owner;
+	const char *phase = phase_name(atomic_load(&sup->progress->phase));
+	struct ending ending = {.role = "trainer",
+		.exit_status = child->exit_status,
+		.term_signal = child->term_signal,
+		.asked = child->asked || sup->trainer_finished,
+		.hang = child->hang,
+		.protocol_broken = child->protocol_broken,
+		.memory_corrupt = child->memory_corrupt,
+		.phase = phase,
+		.last_words = child->last_words};
+	struct obituary obituary;
+
+	CHECK(sup->has_memory);
+	state_clear_writing(&sup->memory);
+	note_death_step(sup);
+	ending.step = sup->death_step;
+	ending.out_of_memory = child->term_signal == SIGKILL &&
+		count_oom_kills() > sup->oom_kills_before;
+	obituary_write(&ending, &obituary);
+	attempt_end(sup, &obituary, phase);
+	bool stepped = sup->trainer_ready && sup->death_step > sup->trainer_step_begun;
+
+	if (!obituary.planned && !(child->asked && sup->kill_now)) {
+		remember_death(sup, &obituary, phase);
+		sup_event(sup, obituary.person ? "error" : "warning", "death", "%s",
+			obituary.sentence);
+	}
+	if (obituary.kind == DEATH_MEMORY_CORRUPT && !obituary.planned) {
+		child_kill(&sup->saver.child, SIGKILL);
+		sup->memory_suspect = sup->saver.in_flight;
+		if (!sup->saver.in_flight)
+			memory_empty(sup);
+	}
+	sup->shown.images_per_second = 0;
+	follow_end(sup, &obituary, stepped);
+}
+
+static void on_stuck(struct child *child)
+{
+	sup_event(child->owner, "error", "stuck", "%s[%d] does not end by SIGKILL: waiting for it",
+		child->role, (int)child->pid);
+}
+
+const struct child_handlers trainer_handlers = {
+	.message = on_message,
+	.ended = on_ended,
+	.stuck = on_stuck,
+};
+
+void trainer_halt(struct supervisor *sup)
+{
+	final_save_limit(sup);
+	if (child_alive(&sup->preparer)) {
+		child_kill(&sup->preparer, SIGKILL);
+	} else if (child_alive(&sup->trainer)) {
+		sup->trainer.asked = true;
+		if (sup->kill_now)
+			child_kill(&sup->trainer, SIGKILL);
+		else
+			child_send(&sup->trainer, json_pack("{s:{}}", "stop"));
+	} else {
+		sup_dispatch(sup, FSM_GONE);
+	}
+}
+
+/* -- time -- */
+
+/* Rates as shown: smoothed over about ten steps. */
+static void measure(struct supervisor *sup)
+{
+	struct progress *progress = sup->progress;
+	uint64_t step = atomic_load(&progress->step), step_ns = atomic_load(&progress->step_ns);
+	uint32_t images = atomic_load(&progress->images_per_step);
+	uint32_t bits = atomic_load(&progress->loss_bits);
+	struct shown *shown = &sup->shown;
+
+	if (!sup->trainer_ready || step == shown->step_seen)
+		return;
+	shown->step_seen = step;
+	shown->images_seen = atomic_load(&progress->images_seen);
+	memcpy(&shown->loss, &bits, sizeof(bits));
+	sup->revision++;
+	if (step_ns == 0 || step_ns > (uint64_t)STEP_NS_MAX || images > 1000000)
+		return;
+	if (shown->images_per_second <= 0)
+		shown->step_ns = (double)step_ns;
+	else
+		shown->step_ns += SMOOTHING * ((double)step_ns - shown->step_ns);
+	shown->images_per_second = images * 1e9 / shown->step_ns;
+	ladder_progress(&sup->ladder, step, interval_steps(sup));
+}
+
+static void watch(struct supervisor *sup, struct child *child, nsec_t elapsed_ns)
+{
+	struct progress *progress = sup->progress;
+	uint64_t moves = atomic_load(&progress->moves), step = atomic_load(&progress->step);
+	bool excused = atomic_load(&progress->phase) == PHASE_WAIT && sup->saver.in_flight;
+	char quiet[CLOCK_TEXT_SIZE];
+
+	if (child->state != CHILD_RUNNING || child->hang)
+		return;
+	if (!watchdog_tick(&sup->watchdog, elapsed_ns, moves, step, excused))
+		return;
+	if (atomic_load(&progress->moves) != moves) /* a verdict needs a second look */
+		return;
+	child->hang = true;
+	clock_format_duration(sup->watchdog.quiet_ns, quiet);
+	sup_event(sup, "error", "hang", "%s[%d] has not moved for %s in phase %s: killing it",
+		child->role, (int)child->pid, quiet, phase_name(atomic_load(&progress->phase)));
+	child_abort(child);
+}
+
+void trainer_tick(struct supervisor *sup, nsec_t now_ns, nsec_t elapsed_ns)
+{
+	CHECK(elapsed_ns >= 0);
+	if (child_alive(&sup->trainer)) {
+		uint64_t step = sup->ladder.furthest_step;
+
+		watch(sup, &sup->trainer, elapsed_ns);
+		measure(sup);
+		if (sup->ladder.furthest_step != step)
+			memory_keep_ladder(sup);
+		/* It may use half of the stop time for its last step. */
+		if (sup->trainer.asked && sup->final.deadline_ns > 0 &&
+			now_ns > sup->final.deadline_ns -
+					sup->config.stop_timeout * NSEC_PER_SEC / 2 &&
+			sup->trainer.timer_for == CHILD_TIMER_NONE)
+			child_kill(&sup->trainer, SIGKILL);
+	} else if (child_alive(&sup->preparer)) {
+		watch(sup, &sup->preparer, elapsed_ns);
+	}
+}
