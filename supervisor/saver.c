@@ -159,7 +159,7 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	}
 	saver->got_saved = true;
 	saver->already = json_get_bool(body, "already", false);
-	saver->last_ms = json_get_int(body, "ms_total", 0);
+	saver->last_ms = (int64_t)json_get_real(body, "ms_total", 0);
 	newest->known = true;
 	newest->step = saver->record.step;
 	newest->branch = saver->record.branch;

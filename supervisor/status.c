@@ -79,7 +79,7 @@ static void state_sentence(const struct supervisor *sup, char *text, size_t size
 			*sup->saver.last_error ? "; last try: " : "", sup->saver.last_error);
 		return;
 	case FSM_FINISHED:
-		snprintf(text, size, "finished%s%s", sup->newest.known ? ": " : "",
+		snprintf(text, size, "finished%s%.400s", sup->newest.known ? ": " : "",
 			sup->newest.known ? sup->newest.path : "");
 		return;
 	default:

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define RUN_POLL_NS (2 * NSEC_PER_SEC)
@@ -388,9 +389,8 @@ static void on_signal(uv_signal_t *handle, int number)
 
 /* -- life -- */
 
-static void init_fields(struct supervisor *sup, const struct options *options)
+static void init_fields(struct supervisor *sup)
 {
-	sup->options = *options;
 	sup->begun_ns = sup->ticked_ns = clock_monotonic_ns();
 	sup->run_fd = sup->lock_fd = -1;
 	sup->saver.last_ms = -1;
@@ -452,13 +452,13 @@ int supervisor_init(struct supervisor *sup, const struct options *options, struc
 	int code;
 
 	*sup = (struct supervisor){0};
-	init_fields(sup, options);
+	sup->options = *options;
 	signal(SIGPIPE, SIG_IGN);
 	umask(0027);
 	code = init_config(sup, err);
 	if (code < 0)
 		return code;
-	sup->watchdog.prior_ns = sup->config.hang_timeout * NSEC_PER_SEC;
+	init_fields(sup);
 	code = notify_init(&sup->notify, err);
 	if (code < 0)
 		return code;
