@@ -53,7 +53,8 @@ static void test_p2_exp(void **unused)
 	for (int i = 0; i < GRID; i++)
 		worst = fmax(worst, ulps(output[i], exp((double)input[i])));
 	assert_true(worst < 1.0);
-	assert_digest(output, GRID * sizeof(float), "EXP");
+	assert_digest(output, GRID * sizeof(float),
+		"ecd1b09cc15d80b301a316b02f2195d7ca3eecb4f403b03610c1ad046d33d382");
 }
 
 static void test_exp_at_the_ends(void **unused)
@@ -80,7 +81,8 @@ static void test_p2_log(void **unused)
 	for (int i = 0; i < GRID; i++)
 		worst = fmax(worst, input[i] == 1.0f ? 0 : ulps(output[i], log((double)input[i])));
 	assert_true(worst < 2.0);
-	assert_digest(output, GRID * sizeof(float), "LOG");
+	assert_digest(output, GRID * sizeof(float),
+		"a4bed3cfa14cf094bc62c01dcfb10b0845cf85dcc9ba6eb94ba2a51ec6751370");
 }
 
 static void test_log_near_one(void **unused)
@@ -108,7 +110,8 @@ static void test_p2_sincos_turns(void **unused)
 		assert_true(fabs(output[2 * i + 1] - cos(angle)) < 1e-7);
 	}
 	assert_true(output[0] == 0.0f && output[1] == 1.0f);
-	assert_digest(output, sizeof(output), "SINCOS");
+	assert_digest(output, sizeof(output),
+		"c7947e8971f5b4c06692e6d494b1f21940b23f24d6cd9d16412349fd1ab5a0c9");
 }
 
 static void test_p2_double_exp_log_pow(void **unused)
@@ -126,7 +129,8 @@ static void test_p2_double_exp_log_pow(void **unused)
 		assert_true(ulps_d(output_d[GRID + i], logl(x)) < 2.0);
 	}
 	assert_true(fm_log_d(1.0) == 0.0 && fm_exp_d(0.0) == 1.0);
-	assert_digest(output_d, sizeof(output_d), "EXPLOGD");
+	assert_digest(output_d, sizeof(output_d),
+		"43b007a4197b798f230edb41aabba16c09451cec069d6bbe7045280996ef12a7");
 	/* The EMA's warm-up: (1 + n)^-0.75. */
 	for (int n = 0; n < 1000000; n += 997) {
 		long double exact = powl(1.0L + n, -0.75L);
@@ -145,7 +149,8 @@ static void test_p2_double_sincos(void **unused)
 		assert_true(ulps_d(*s, sinl(x)) < 2.0 && ulps_d(*c, cosl(x)) < 2.0);
 		assert_true(fm_cos_d(x) == *c);
 	}
-	assert_digest(output_d, sizeof(output_d), "SINCOSD");
+	assert_digest(output_d, sizeof(output_d),
+		"61c66bb27a5273fd73a3ec682ae504915370d885fc56397fdead91b5254c1923");
 }
 
 int main(void)
