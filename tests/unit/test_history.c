@@ -1,0 +1,239 @@
+/* The history: what is told is given back as the interface says it, replays replace, old metrics
+ * are thinned, and a file that is no history is set aside, never in the way. */
+#include "tests/unit/store_fixture.h"
+
+#include "store/history.h"
+
+static struct history *open_history(struct fixture *fx, bool lost)
+{
+	struct history *history;
+	bool was_lost;
+
+	PASS(history_open(fx->dir, fx->run_fd, &history, &was_lost, &fx->err));
+	assert_int_equal(was_lost, lost);
+	return history;
+}
+
+static struct metric metric_of(uint64_t step, uint32_t branch, float loss)
+{
+	return (struct metric){.step = step,
+		.branch = branch,
+		.kind = METRIC_TRAIN,
+		.loss = loss,
+		.loss_quartile = {0.5f, NAN, 0.25f, 2},
+		.grad_norm = INFINITY,
+		.learning_rate = 0.5f,
+		.step_ms = 12,
+		.images = 16};
+}
+
+static json_t *metrics(struct fixture *fx, struct history *history, uint64_t after,
+	const char *kind, uint32_t limit)
+{
+	json_t *rows;
+
+	PASS(history_metrics_json(history, after, kind, limit, &rows, &fx->err));
+	return rows;
+}
+
+static void put_range(struct fixture *fx, struct history *history, uint64_t first, uint64_t count)
+{
+	struct metric *rows = calloc(count, sizeof(*rows));
+
+	for (uint64_t i = 0; i < count; i++)
+		rows[i] = metric_of(first + i, 1, 1);
+	PASS(history_metrics(history, rows, (uint32_t)count, &fx->err));
+	free(rows);
+}
+
+static json_int_t step_at(const json_t *rows, size_t i)
+{
+	return json_get_int(json_array_get(rows, i), "step", -1);
+}
+
+static void deaths_are_told(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	struct history_attempt attempt = {.role = "train",
+		.pid = 77,
+		.begun_wall_ns = 1,
+		.rung = 2,
+		.step_begun = 10,
+		.from = "memory"};
+	AUTO_JSON none = NULL;
+	AUTO_JSON death = NULL;
+
+	PASS(history_last_death_json(history, &none, &fx->err));
+	assert_true(json_is_null(none));
+	PASS(history_attempt_begin(history, &attempt, &fx->err));
+	assert_int_equal(attempt.id, 1);
+	attempt.ended_wall_ns = INT64_C(1795408265123) * NSEC_PER_MSEC;
+	attempt.step_ended = 15;
+	strcpy(attempt.cause, "killed by SIGSEGV");
+	strcpy(attempt.phase, "forward");
+	strcpy(attempt.sentence, "The trainer was killed.");
+	strcpy(attempt.stderr_tail, "last \xff words");
+	PASS(history_attempt_end(history, &attempt, &fx->err));
+	/* A planned end is no death, and one that goes on is none yet. */
+	attempt.planned = true;
+	PASS(history_attempt_begin(history, &attempt, &fx->err));
+	PASS(history_attempt_end(history, &attempt, &fx->err));
+	PASS(history_attempt_begin(history, &attempt, &fx->err));
+	assert_int_equal(attempt.id, 3);
+	history_close(history);
+	history = open_history(fx, false);
+	PASS(history_last_death_json(history, &death, &fx->err));
+	assert_string_equal(json_get_text(death, "time", ""), "2026-11-23T04:31:05.123Z");
+	assert_string_equal(json_get_text(death, "role", ""), "train");
+	assert_string_equal(json_get_text(death, "cause", ""), "killed by SIGSEGV");
+	assert_string_equal(json_get_text(death, "phase", ""), "forward");
+	assert_int_equal(json_get_int(death, "step", 0), 15);
+	assert_string_equal(json_get_text(death, "sentence", ""), "The trainer was killed.");
+	assert_string_equal(json_get_text(death, "stderr_tail", ""), "(not UTF-8)");
+	history_close(history);
+}
+
+static void events_are_paged(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+
+	for (int i = 1; i <= 10; i++)
+		PASS(history_event(
+			history, i * NSEC_PER_SEC, "kind", "info", (uint64_t)i, "text", &fx->err));
+	for (int after = 0; after <= 8; after += 4) {
+		AUTO_JSON rows = NULL;
+
+		PASS(history_events_json(history, after, 3, &rows, &fx->err));
+		assert_int_equal(json_array_size(rows), after == 8 ? 2 : 3);
+		assert_int_equal(step_at(rows, json_array_size(rows) - 1), 10);
+		assert_string_equal(json_get_text(json_array_get(rows, 0), "level", ""), "info");
+	}
+	history_close(history);
+}
+
+static void p2_replays_replace(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	struct metric rows[] = {metric_of(1, 1, 1), metric_of(2, 1, 2), metric_of(3, 1, 3),
+		metric_of(2, 1, 20), metric_of(3, 2, 30), metric_of(3, 1, NAN)};
+	AUTO_JSON all = NULL;
+	AUTO_JSON holdout = NULL;
+
+	rows[5].kind = METRIC_HOLDOUT;
+	PASS(history_metrics(history, rows, 6, &fx->err));
+	all = metrics(fx, history, 0, "train", 100);
+	/* Of one step the newest branch. */
+	assert_int_equal(json_array_size(all), 3);
+	assert_true(json_get_real(json_array_get(all, 1), "loss", 0) == 20);
+	assert_true(json_get_real(json_array_get(all, 2), "loss", 0) == 30);
+	assert_int_equal(json_get_int(json_array_get(all, 2), "branch", 0), 2);
+	/* What is not finite is null. */
+	assert_true(json_is_null(json_object_get(json_array_get(all, 0), "grad_norm")));
+	assert_true(json_is_null(
+		json_array_get(json_object_get(json_array_get(all, 0), "loss_quartile"), 1)));
+	holdout = metrics(fx, history, 0, "holdout", 100);
+	assert_int_equal(json_array_size(holdout), 1);
+	assert_true(json_is_null(json_object_get(json_array_get(holdout, 0), "loss")));
+	json_t *none;
+
+	assert_int_equal(history_metrics_json(history, 0, "x", 1, &none, &fx->err), -EINVAL);
+	history_close(history);
+}
+
+static void a_limit_takes_every_nth(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	AUTO_JSON some = NULL;
+	AUTO_JSON rest = NULL;
+
+	put_range(fx, history, 1, 1000);
+	some = metrics(fx, history, 0, NULL, 10);
+	assert_int_equal(json_array_size(some), 10);
+	assert_int_equal(step_at(some, 0), 100);
+	assert_int_equal(step_at(some, 9), 1000);
+	rest = metrics(fx, history, 997, "", 10);
+	assert_int_equal(json_array_size(rest), 3);
+	history_close(history);
+}
+
+/* 1:100 behind 100,000 steps, one window a call, and again after a replay. */
+static void old_metrics_are_thinned(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+
+	put_range(fx, history, 1, 20000);
+	put_range(fx, history, 118000, 10);
+	{
+		AUTO_JSON rows = metrics(fx, history, 0, NULL, 100000);
+
+		/* The first window of 10,000 steps is thinned, the next not yet. */
+		assert_int_equal(json_array_size(rows), 99 + 10001 + 10);
+		assert_int_equal(step_at(rows, 0), 100);
+		assert_int_equal(step_at(rows, 99), 10000);
+		assert_int_equal(step_at(rows, 100), 10001);
+	}
+	put_range(fx, history, 118010, 1);
+	{
+		AUTO_JSON rows = metrics(fx, history, 0, NULL, 100000);
+
+		/* Up to 18,010: 10000, 10100, ..., 18000. */
+		assert_int_equal(json_array_size(rows), 99 + 81 + (20000 - 18009) + 11);
+	}
+	put_range(fx, history, 5001, 50);
+	put_range(fx, history, 118011, 1);
+	{
+		AUTO_JSON rows = metrics(fx, history, 0, NULL, 100000);
+
+		assert_int_equal(json_array_size(rows), 99 + 81 + (20000 - 18010) + 12);
+	}
+	history_close(history);
+}
+
+static void what_is_no_history_is_set_aside(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history;
+	char garbage[5000];
+
+	memset(garbage, 'x', sizeof(garbage));
+	fixture_write(fx->run_fd, "history.sqlite", garbage, sizeof(garbage));
+	fixture_write(fx->run_fd, "history.sqlite-wal", garbage, sizeof(garbage));
+	history = open_history(fx, true);
+	put_range(fx, history, 1, 10);
+	history_close(history);
+	assert_int_equal(fixture_file_bytes(fx->run_fd, "history.sqlite.broken-1"), 5000);
+	fixture_truncate(
+		fx->run_fd, "history.sqlite", fixture_file_bytes(fx->run_fd, "history.sqlite") / 2);
+	history = open_history(fx, true);
+	history_close(history);
+	assert_true(fixture_exists(fx->run_fd, "history.sqlite.broken-2"));
+	/* Deleted, with the log left behind: a new one without the old rows. */
+	assert_int_equal(unlinkat(fx->run_fd, "history.sqlite", 0), 0);
+	fixture_write(fx->run_fd, "history.sqlite-wal", garbage, sizeof(garbage));
+	history = open_history(fx, false);
+	AUTO_JSON rows = metrics(fx, history, 0, NULL, 10);
+
+	assert_int_equal(json_array_size(rows), 0);
+	history_close(history);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, fixture_setup_small, fixture_teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(deaths_are_told),
+		TEST(events_are_paged),
+		TEST(p2_replays_replace),
+		TEST(a_limit_takes_every_nth),
+		TEST(old_metrics_are_thinned),
+		TEST(what_is_no_history_is_set_aside),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
