@@ -1,0 +1,106 @@
+/* The configuration files of a diffusers folder (UNet2DModel, DDPMScheduler, DDPMPipeline), with
+ * every field whose value differs from the class's default and the ones people look for. Our own
+ * provenance has a leading '_': diffusers keeps such fields without a word. */
+#include "ctl/export.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DIFFUSERS_VERSION "0.27.0" /* the oldest that is known to load these files */
+
+static json_t *numbers_of(const char *list)
+{
+	json_t *array = json_array();
+	char *end;
+
+	for (const char *at = list; array != NULL; at = end + 1) {
+		long number = strtol(at, &end, 10);
+
+		json_array_append_new(array, json_integer(number));
+		if (*end == '\0' && end != at && number > 0)
+			return array;
+		if (*end != ',' || end == at || number <= 0)
+			break;
+	}
+	json_decref(array);
+	return NULL;
+}
+
+/* "Down,AttnDown" to ["DownBlock2D", "AttnDownBlock2D"]. */
+static json_t *blocks_of(const char *list)
+{
+	json_t *array = json_array();
+
+	for (const char *at = list; array != NULL;) {
+		size_t length = strcspn(at, ",");
+		char name[64];
+
+		while (length > 0 && *at == ' ') {
+			at++;
+			length--;
+		}
+		snprintf(name, sizeof(name), "%.*sBlock2D", (int)length, at);
+		json_array_append_new(array, json_string(name));
+		if (at[length] == '\0')
+			break;
+		at += length + 1;
+	}
+	return array;
+}
+
+uint32_t export_class_count(const struct checkpoint_info *info)
+{
+	const struct tensor_spec *spec = tensor_table_find(&info->table, "class_embedding.weight");
+
+	return spec != NULL ? spec->shape[0] : 0;
+}
+
+json_t *export_unet_config(const struct checkpoint_info *info)
+{
+	const struct config *config = &info->config;
+	uint32_t classes = export_class_count(info);
+	char root[DIGEST_HEX_SIZE];
+
+	digest_to_hex(&info->root, root);
+	return json_pack("{s:s, s:s, s:I, s:i, s:i, s:o, s:o, s:o, s:I, s:o, s:I, s:f, s:I, s:b, "
+			 "s:I, s:b, s:i, s:s, s:s, s:b, s:f, s:s, s:s, s:s, s:n, s:n, s:o, s:n, "
+			 "s:s, s:s}",
+		"_class_name", "UNet2DModel", "_diffusers_version", DIFFUSERS_VERSION,
+		"sample_size", (json_int_t)config->image_size, "in_channels", 3, "out_channels", 3,
+		"block_out_channels", numbers_of(config->channels), "down_block_types",
+		blocks_of(config->down_blocks), "up_block_types", blocks_of(config->up_blocks),
+		"layers_per_block", (json_int_t)config->layers_per_block, "attention_head_dim",
+		config->head_dim > 0 ? json_integer(config->head_dim) : json_null(),
+		"norm_num_groups", (json_int_t)config->groups, "norm_eps", config->norm_eps,
+		"downsample_padding", (json_int_t)config->downsample_padding, "flip_sin_to_cos",
+		(int)config->flip_sin_to_cos, "freq_shift", (json_int_t)config->freq_shift,
+		"center_input_sample", 0, "mid_block_scale_factor", 1, "act_fn", "silu",
+		"time_embedding_type", "positional", "add_attention", 1, "dropout", 0.0,
+		"downsample_type", "conv", "upsample_type", "conv", "resnet_time_scale_shift",
+		"default", "attn_norm_num_groups", "class_embed_type", "num_class_embeds",
+		classes > 0 ? json_integer(classes) : json_null(), "num_train_timesteps",
+		"_ckptd_checkpoint", info->id, "_ckptd_root", root);
+}
+
+json_t *export_scheduler_config(const struct checkpoint_info *info)
+{
+	const struct config *config = &info->config;
+
+	return json_pack("{s:s, s:s, s:I, s:s, s:f, s:f, s:n, s:s, s:b, s:f, s:s, s:b, s:f, s:f, "
+			 "s:s, s:i, s:b}",
+		"_class_name", "DDPMScheduler", "_diffusers_version", DIFFUSERS_VERSION,
+		"num_train_timesteps", (json_int_t)config->timesteps, "beta_schedule",
+		config->beta_schedule, "beta_start", config->beta_start, "beta_end",
+		config->beta_end, "trained_betas", "variance_type", "fixed_small", "clip_sample", 1,
+		"clip_sample_range", 1.0, "prediction_type", "epsilon", "thresholding", 0,
+		"dynamic_thresholding_ratio", 0.995, "sample_max_value", 1.0, "timestep_spacing",
+		"leading", "steps_offset", 0, "rescale_betas_zero_snr", 0);
+}
+
+json_t *export_model_index(void)
+{
+	return json_pack("{s:s, s:s, s:[s, s], s:[s, s]}", "_class_name", "DDPMPipeline",
+		"_diffusers_version", DIFFUSERS_VERSION, "scheduler", "diffusers", "DDPMScheduler",
+		"unet", "diffusers", "UNet2DModel");
+}

@@ -1,0 +1,23 @@
+/* A run's folder, made or found, from the command line: what `init` and `run` share. */
+#pragma once
+
+#include "base/config.h"
+#include "ctl/args.h"
+#include "ctl/ctl.h"
+
+#include <limits.h>
+#include <stdbool.h>
+
+struct setup {
+	struct config config;
+	char config_path[PATH_MAX]; /* "": none */
+	char dir[PATH_MAX];         /* absolute, once setup_folder has made it */
+};
+
+/* --config FILE (or, without it, what the run was last trained with), then --set in order, then the
+ * folder: --state, else the configuration's state_dir. Errors name file:line or --set. */
+int setup_read(
+	const struct ctl *ctl, const struct args *args, struct setup *ret, struct error *err);
+/* Opens the folder, made where missing; a run is made in it when there is none. *ret_created tells.
+ * Returns the folder's descriptor. */
+int setup_folder(struct setup *setup, bool *ret_created, struct error *err);
