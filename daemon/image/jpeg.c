@@ -114,16 +114,13 @@ int jpeg_size(const uint8_t *data, size_t size, uint32_t *ret_width, uint32_t *r
 	return r;
 }
 
-/* Adobe's writers, who are nearly all writers of CMYK, store it inverted: 255 is no ink. */
-static void cmyk_to_rgb(const uint8_t *cmyk, bool inverted, uint32_t count, uint8_t *rgb)
+/* CMYK in JPEG is inverted, 255 is no ink: Adobe's way, which every reader in use takes for
+ * granted, marker or not. */
+static void cmyk_to_rgb(const uint8_t *cmyk, uint32_t count, uint8_t *rgb)
 {
-	for (uint32_t i = 0; i < count; i++) {
-		unsigned light = inverted ? cmyk[4 * i + 3] : 255U - cmyk[4 * i + 3];
-		for (unsigned c = 0; c < 3; c++) {
-			unsigned value = inverted ? cmyk[4 * i + c] : 255U - cmyk[4 * i + c];
-			rgb[3 * i + c] = (uint8_t)((value * light + 127) / 255);
-		}
-	}
+	for (uint32_t i = 0; i < count; i++)
+		for (unsigned c = 0; c < 3; c++)
+			rgb[3 * i + c] = (uint8_t)((cmyk[4 * i + c] * cmyk[4 * i + 3] + 127) / 255);
 }
 
 static void read_rows(struct jpeg_session *session)
@@ -142,7 +139,7 @@ static void read_rows(struct jpeg_session *session)
 		if (jpeg_read_scanlines(info, &row, 1) != 1)
 			PANIC("libjpeg read no row from memory");
 		if (cmyk)
-			cmyk_to_rgb(inks, info->saw_Adobe_marker, info->output_width, rgb);
+			cmyk_to_rgb(inks, info->output_width, rgb);
 	}
 	jpeg_finish_decompress(info);
 }

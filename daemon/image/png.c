@@ -37,7 +37,7 @@ static int png_open(
 		return error_set(err, -ENOMEM, "PNG: no memory");
 	int code = spng_set_image_limits(ctx, IMAGE_SIDE_MAX, IMAGE_SIDE_MAX);
 	if (!code)
-		code = spng_set_chunk_limits(ctx, INT32_MAX, CHUNK_CACHE_BYTES_MAX);
+		code = spng_set_chunk_limits(ctx, CHUNK_CACHE_BYTES_MAX, CHUNK_CACHE_BYTES_MAX);
 	if (!code)
 		code = spng_set_crc_action(ctx, SPNG_CRC_ERROR, SPNG_CRC_DISCARD);
 	if (!code)
@@ -119,9 +119,14 @@ int png_decode(const uint8_t *data, size_t size, struct image *ret, unsigned *re
 	}
 	int code = spng_decode_image(
 		ctx, pixels, bytes, deep ? SPNG_FMT_RGBA16 : SPNG_FMT_RGBA8, SPNG_DECODE_TRNS);
-	*ret_orientation = spng_get_exif(ctx, &exif)
-		? 1
-		: exif_orientation((uint8_t *)exif.data, exif.length);
+	*ret_orientation = 1;
+	if (!code) { /* reads on to the end: a file cut after its pixels is an error too */
+		code = spng_get_exif(ctx, &exif);
+		if (!code)
+			*ret_orientation = exif_orientation((uint8_t *)exif.data, exif.length);
+		else if (code == SPNG_ECHUNKAVAIL)
+			code = 0;
+	}
 	spng_ctx_free(ctx);
 	if (code) {
 		free(pixels);
