@@ -367,7 +367,8 @@ int config_parse_text(struct config *config, const char *text, const char *name,
 	struct parse parse = {.config = &parsed, .name = name, .next = text, .err = err};
 	int bad_line = ini_parse_stream(read_line, &parse, take_value, &parse);
 
-	if (parse.code < 0)
+	/* parse.line is the line refused; the first that inih cannot read may come before. */
+	if (parse.code < 0 && (bad_line <= 0 || (unsigned)bad_line >= parse.line))
 		return parse.code;
 	if (bad_line < 0)
 		return error_set(err, -ENOMEM, "%s: not enough memory to read it", name);

@@ -164,7 +164,7 @@ int sys_openat(int dir_fd, const char *path, int flags, mode_t mode)
 {
 	int fd, code = sys_fault("open");
 
-	if (code < 0)
+	if (code < 0 && code != -EINTR)
 		return code;
 	do
 		fd = openat(dir_fd, path, flags | O_CLOEXEC, mode);
