@@ -112,6 +112,7 @@ struct survey {
 	uint32_t count; /* verified on the line, at most RESTART_STEPS_MAX, greatest step first */
 	uint64_t steps[RESTART_STEPS_MAX];
 	bool left_behind; /* a verified suspect one exists */
+	bool unread;      /* one on the line is only `found` */
 	bool has_newest;
 	struct catalog_row newest; /* verified, on the line */
 };

@@ -65,6 +65,8 @@ static void make_survey(struct view *view, struct survey *ret)
 	for (uint32_t i = 0; i < view->count; i++) {
 		const struct catalog_row *row = &view->rows[i];
 
+		if (row->state == CHECKPOINT_FOUND && row_on_line(view, row))
+			ret->unread = true;
 		if (!row_verified(row))
 			continue;
 		if (!row_on_line(view, row)) {

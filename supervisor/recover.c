@@ -45,7 +45,7 @@ static void supply_fill(const struct supervisor *sup, struct restart_supply *ret
 	*ret = (struct restart_supply){.memory = memory_newest(sup, &record) == 0,
 		.count = sup->survey.count,
 		.left_behind = sup->survey.left_behind,
-		.scratch = !sup->run.ever_verified,
+		.scratch = !sup->run.ever_verified || sup->survey.unread,
 		.safe_already = strcmp(sup->shown.engine, "openblas") == 0 &&
 			sup->trainer_threads == 1,
 		.random = random_word()};
