@@ -1,6 +1,7 @@
 /* The loss and its gradient. Threads split samples; the sum inside a sample runs over a fixed set
  * of lanes that are added in a fixed order. */
 #include "daemon/diffusion/loss.h"
+#include "base/panic.h"
 
 #include <stddef.h>
 
@@ -46,6 +47,7 @@ void loss_add(struct loss *loss, uint32_t n, const double *per_sample, const uin
 	uint32_t timestep_count)
 {
 	for (uint32_t s = 0; s < n; s++) {
+		CHECK(timesteps[s] < timestep_count);
 		uint32_t quartile = (uint32_t)((uint64_t)timesteps[s] * 4 / timestep_count);
 		loss->mean += per_sample[s];
 		loss->quartile_sum[quartile] += per_sample[s];

@@ -14,7 +14,8 @@ struct loss {
  * NULL) = 2 (output - target) / (batch elems), batch being the whole step's. */
 void loss_mse(uint32_t n, uint64_t elems, uint32_t batch, const float *target, const float *output,
 	float *gradient, double *per_sample);
-/* Adds n samples into loss in order; loss_finish divides. */
+/* Adds n samples into loss in order. loss_finish makes mean the mean; the quartiles stay sums
+ * beside their counts. */
 void loss_add(struct loss *loss, uint32_t n, const double *per_sample, const uint32_t *timesteps,
 	uint32_t timestep_count);
 void loss_finish(struct loss *loss);
