@@ -59,10 +59,12 @@ static const struct {
 static const char *const unfinished[][2] = {{"TO", "DO"}, {"FIX", "ME"}};
 
 static unsigned finding_count, file_count;
+static bool quiet; /* while the rules themselves are tested */
 
 static void report(const char *path, unsigned line, const char *rule, const char *what)
 {
-	printf("# %s:%u: %s%s%s\n", path, line, rule, *what ? ": " : "", what);
+	if (!quiet)
+		printf("# %s:%u: %s%s%s\n", path, line, rule, *what ? ": " : "", what);
 	finding_count++;
 }
 
@@ -181,6 +183,15 @@ static bool is_source(const char *name)
 	return false;
 }
 
+/* Any name will do: meson setup gives each its build.ninja. */
+static bool is_build_folder(const char *path)
+{
+	char inside[PATH_MAX];
+	int length = snprintf(inside, sizeof(inside), "%s/build.ninja", path);
+
+	return length < (int)sizeof(inside) && access(inside, F_OK) == 0;
+}
+
 static void walk(const char *folder, int depth)
 {
 	DIR *dir = opendir(folder);
@@ -192,18 +203,62 @@ static void walk(const char *folder, int depth)
 		char path[PATH_MAX];
 		struct stat st;
 
-		if (entry->d_name[0] == '.' || starts_with(entry->d_name, "build"))
+		if (entry->d_name[0] == '.')
 			continue;
 		int length = snprintf(path, sizeof(path), "%s%s%s", depth ? folder : "",
 			depth ? "/" : "", entry->d_name);
 		if (length >= (int)sizeof(path) || lstat(path, &st) < 0)
 			continue;
-		if (S_ISDIR(st.st_mode) && depth < DEPTH_MAX)
+		if (S_ISDIR(st.st_mode) && depth < DEPTH_MAX && !is_build_folder(path))
 			walk(path, depth + 1);
 		else if (S_ISREG(st.st_mode) && is_source(entry->d_name))
 			check_file(path);
 	}
 	closedir(dir);
+}
+
+/* Each rule finds what it is for, and only that. */
+static bool rules_work(void)
+{
+	static const struct {
+		const char *path, *text;
+		bool code;
+		unsigned findings;
+	} cases[] = {
+		{"base/a.c", "#include \"base/b.h\"", true, 0},
+		{"base/a.c", "#include \"proto/b.h\"", true, 1},
+		{"base/a.c", "#include \"b.h\"", true, 1},
+		{"store/a.c", "#include \"proto/b.h\"", true, 0},
+		{"store/a.c", "#include \"supervisor/b.h\"", true, 1},
+		{"daemon/ops/a.c", "#include \"daemon/model/b.h\"", true, 1},
+		{"daemon/train/a.c", "#include \"store/b.h\"", true, 1},
+		{"daemon/worker_a.c", "#include \"store/b.h\"", true, 0},
+		{"ctl/a.c", "#include \"supervisor/b.h\"", true, 1},
+		{"ctl/a.c", "#include <uv.h>", true, 1},
+		{"supervisor/a.c", "#include <uv.h>", true, 0},
+		{"base/rng.c", "#include <sodium.h>", true, 0},
+		{"base/sys.c", "#include <sodium.h>", true, 1},
+		{"base/a.c", "blank behind ", true, 1},
+		{"base/a.c", "tab behind\t", true, 1},
+		{"base/a.conf", "blank behind ", false, 1},
+		{"base/a.c", "\t\t\t\t\t\t\t\t\t\t\t\t100!", true, 0},
+		{"base/a.c", "\t\t\t\t\t\t\t\t\t\t\t\t101!!", true, 1},
+	};
+	bool right = true;
+
+	quiet = true;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		finding_count = 0;
+		check_line(cases[i].path, 1, cases[i].text, cases[i].code);
+		if (finding_count != cases[i].findings) {
+			printf("# %s: '%s' gives %u findings\n", cases[i].path, cases[i].text,
+				finding_count);
+			right = false;
+		}
+	}
+	finding_count = 0;
+	quiet = false;
+	return right;
 }
 
 int main(int argc, char **argv)
@@ -212,10 +267,12 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: tidy SOURCE_FOLDER\n");
 		return 2;
 	}
+	bool work = rules_work();
 	walk(".", 0);
 	/* A walk that found nothing has checked nothing. */
-	bool ok = finding_count == 0 && file_count > 50;
-	printf("1..1\n%s 1 - the rules of the tree hold in %u files\n", ok ? "ok" : "not ok",
+	bool hold = finding_count == 0 && file_count > 50;
+	printf("1..2\n%s 1 - the rules find what they are for\n", work ? "ok" : "not ok");
+	printf("%s 2 - the rules of the tree hold in %u files\n", hold ? "ok" : "not ok",
 		file_count);
-	return ok ? 0 : 1;
+	return work && hold ? 0 : 1;
 }
