@@ -1,6 +1,7 @@
-/* Reads tests/oracle/pictures.ref: small picture files and the RGB they stand for. The tree is
- * CKPTD_SOURCE (set by meson), or where the test was started. */
+/* Reads tests/oracle/pictures.ref: small picture files and the RGB they stand for. */
 #pragma once
+
+#include "tests/unit/oracle.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -20,21 +21,6 @@ struct pictures {
 	struct picture *all; /* owned */
 	size_t count;
 };
-
-/* A file of tests/oracle; ends the test when it is not there. */
-static inline FILE *oracle_open(const char *name)
-{
-	const char *source = getenv("CKPTD_SOURCE");
-	char path[4096];
-
-	snprintf(path, sizeof(path), "%s/tests/oracle/%s", source ? source : ".", name);
-	FILE *file = fopen(path, "r");
-	if (!file) {
-		perror(path);
-		exit(1);
-	}
-	return file;
-}
 
 static inline uint8_t *bytes_of_hex(const char *hex, size_t *ret_size)
 {
