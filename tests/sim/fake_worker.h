@@ -1,0 +1,25 @@
+/* A worker without a model: it speaks proto/link.h, commits real steps into the real state memory
+ * and writes real checkpoints, but a step is only a number written over a block. The test program
+ * is its own worker: `supervisor` starts it again with a role as its argument.
+ *
+ * What it does wrong is in the file RUN/behave, lines of "key value", read at each start:
+ *     step_us N         duration of a step
+ *     die_step N        SIGABRT to itself instead of finishing step N
+ *     exit_step N, exit_code N    exit instead of finishing step N
+ *     poison N          SIGABRT to itself right after starting at step N
+ *     hang_step N       stops moving before step N
+ *     save_exit N       saver: exit with this code
+ *     save_kill N       saver: SIGKILL to itself when its attempt is at most N
+ *     save_wait_ms N    saver: waits first
+ *     prepare_exit N    preparer: exit with this code
+ *     babble N          trainer: sends what is no message */
+#pragma once
+
+#include "base/tensor_table.h"
+
+#include <stdbool.h>
+
+#define FAKE_SECTION_BYTES SECTION_ALIGN
+
+/* True when argv asks for a role; *ret is then the exit code. */
+bool fake_worker(int argc, char **argv, int *ret);
