@@ -11,6 +11,21 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The OpenMP build of OpenBLAS ignores openblas_set_num_threads: it takes omp_get_max_threads()
+ * threads wherever no parallel region is active, also inside a region of one thread. */
+static void sgemm(const struct matmul *call)
+{
+	int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+	if (threads > 1)
+		omp_set_num_threads(1);
+	cblas_sgemm(CblasRowMajor, call->transpose_a ? CblasTrans : CblasNoTrans,
+		call->transpose_b ? CblasTrans : CblasNoTrans, (blasint)call->m, (blasint)call->n,
+		(blasint)call->k, call->alpha, call->a, (blasint)call->lda, call->b,
+		(blasint)call->ldb, call->beta, call->c, (blasint)call->ldc);
+	if (threads > 1)
+		omp_set_num_threads(threads);
+}
+
 /* Output channels handled at a time, so that small levels still feed all threads. */
 #define OUT_BLOCK 128
 /* Rows of a weight gradient handled at a time. */
@@ -72,11 +87,19 @@ static void conv_block(const struct conv_call *call, uint32_t first, uint32_t ro
 		const struct tap *tap = &call->taps[i];
 		const float *in = tap->in +
 			((ptrdiff_t)first + tap->offset) * (ptrdiff_t)tap->width;
-		float beta = i || call->accumulate ? 1.0f : 0.0f;
-		cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)rows,
-			(blasint)columns, (blasint)tap->width, 1.0f, in, (blasint)tap->width,
-			(const float *)tap->packed + column, (blasint)call->out_width, beta, out,
-			(blasint)call->out_width);
+		sgemm(&(struct matmul){
+			.m = rows,
+			.n = columns,
+			.k = tap->width,
+			.alpha = 1.0f,
+			.beta = i || call->accumulate ? 1.0f : 0.0f,
+			.a = in,
+			.lda = tap->width,
+			.b = (const float *)tap->packed + column,
+			.ldb = call->out_width,
+			.c = out,
+			.ldc = call->out_width,
+		});
 	}
 	finish_block(call, first, rows, column, columns);
 }
@@ -112,9 +135,20 @@ static void weights_block(
 		uint32_t count = end - p < POSITION_BLOCK ? end - p : POSITION_BLOCK;
 		const float *dout = call->dout[index] + (size_t)p * call->dout_width + row;
 		const float *in = tap->in + ((ptrdiff_t)p + tap->offset) * (ptrdiff_t)tap->width;
-		cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows,
-			(blasint)tap->width, (blasint)count, 1.0f, dout, (blasint)call->dout_width,
-			in, (blasint)tap->width, p ? 1.0f : 0.0f, dw, (blasint)tap->width);
+		sgemm(&(struct matmul){
+			.transpose_a = true,
+			.m = rows,
+			.n = tap->width,
+			.k = count,
+			.alpha = 1.0f,
+			.beta = p ? 1.0f : 0.0f,
+			.a = dout,
+			.lda = call->dout_width,
+			.b = in,
+			.ldb = tap->width,
+			.c = dw,
+			.ldc = tap->width,
+		});
 	}
 }
 
@@ -129,14 +163,6 @@ static void conv_weights(const struct conv_weights_call *call)
 			uint32_t rows = call->dout_width - row;
 			weights_block(call, i, row, rows < DW_BLOCK ? rows : DW_BLOCK);
 		}
-}
-
-static void matmul(const struct matmul *call)
-{
-	cblas_sgemm(CblasRowMajor, call->transpose_a ? CblasTrans : CblasNoTrans,
-		call->transpose_b ? CblasTrans : CblasNoTrans, (blasint)call->m, (blasint)call->n,
-		(blasint)call->k, call->alpha, call->a, (blasint)call->lda, call->b,
-		(blasint)call->ldb, call->beta, call->c, (blasint)call->ldc);
 }
 
 /* openblas_get_config() begins "OpenBLAS 0.3.21 ..."; versions before 0.3 lack the first word. */
@@ -159,13 +185,16 @@ static const struct engine openblas = {
 	.pack = pack,
 	.conv = conv,
 	.conv_weights = conv_weights,
-	.matmul = matmul,
+	.matmul = sgemm,
 	.library = library,
 };
 
 const struct engine *engine_openblas(void)
 {
+	/* For builds with threads of their own; the OpenMP build changes our number as well. */
+	int threads = omp_get_max_threads();
 	openblas_set_num_threads(1);
+	omp_set_num_threads(threads);
 	return &openblas;
 }
 
