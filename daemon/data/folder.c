@@ -351,9 +351,8 @@ static int build_pack(struct build *build, const char *name, struct error *err)
 	complaints_finish(&build->complaints);
 	if (r == 0 && build->writer.count == 0)
 		r = error_set(err, -ENODATA,
-			"none of the %llu picture files below %s can be used: see the reasons "
-			"above",
-			(unsigned long long)build->listing.count, dir);
+			"none of the %llu picture files below %s can be used; the first: %s",
+			(unsigned long long)build->listing.count, dir, build->complaints.first);
 	return r < 0 ? r : build_commit(build, name, err);
 }
 

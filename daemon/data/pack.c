@@ -223,6 +223,8 @@ int pack_writer_add(struct pack_writer *writer, const void *pixels,
 {
 	uint64_t at = PACK_HEADER_SIZE + writer->count * writer->stride;
 
+	if (count == 0)
+		return 0;
 	if (writer->capacity - writer->count < count) {
 		uint64_t wanted = (writer->count + count) * 2;
 		void *bigger = reallocarray(writer->samples, wanted, sizeof(*samples));
