@@ -24,15 +24,21 @@ usage()
 	TEXT
 }
 
+# Before the output goes elsewhere: says what a person with rights would have to do.
+need_root()
+{
+	[ "$(id -u)" = 0 ] || command -v sudo >/dev/null || {
+		echo "./do: this needs root or sudo: $*" >&2
+		exit 1
+	}
+}
+
 as_root()
 {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
-	elif command -v sudo >/dev/null; then
-		sudo "$@"
 	else
-		echo "./do: this needs root or sudo: $*" >&2
-		exit 1
+		sudo "$@"
 	fi
 }
 
@@ -53,6 +59,7 @@ install_packages()
 	fi
 	missing=$(missing_packages "$@")
 	[ -n "$missing" ] || return 0
+	need_root "apt-get install$missing"
 	echo "./do: installing$missing"
 	log=$(mktemp)
 	# One repository that does not answer need not matter: what counts is the install.
@@ -170,9 +177,11 @@ install)
 	[ ! -f build-install/build.ninja ] ||
 		meson configure build-install -Dprefix="${PREFIX:-/usr/local}"
 	compile build-install -Dprefix="${PREFIX:-/usr/local}"
+	need_root meson install
 	as_root meson install -C build-install --no-rebuild
 	;;
 uninstall)
+	need_root ninja -C build-install uninstall
 	as_root ninja -C build-install uninstall
 	;;
 help | --help | -h)

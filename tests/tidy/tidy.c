@@ -64,7 +64,7 @@ static bool quiet; /* while the rules themselves are tested */
 static void report(const char *path, unsigned line, const char *rule, const char *what)
 {
 	if (!quiet)
-		printf("# %s:%u: %s%s%s\n", path, line, rule, *what ? ": " : "", what);
+		fprintf(stderr, "%s:%u: %s%s%s\n", path, line, rule, *what ? ": " : "", what);
 	finding_count++;
 }
 
