@@ -192,8 +192,10 @@ static int resume(struct fake *fake, struct state_record *record, const char **r
 		return failed(LINK_EXIT_FAILED, &error);
 	*ret_from = "memory";
 	if (memory && state_newest_record(&fake->state, record) == 0 &&
-		line_contains(&line, record->branch, record->step))
+		line_contains(&line, record->branch, record->step)) {
+		line_fini(&line);
 		return 0;
+	}
 	CHECK(state_begin_write(&fake->state, &slot) == 0);
 	int code = recovery_load(fake->run_dir, fake->run_fd, &fake->run, &fake->table,
 		state_section(&fake->state, slot, 0), state_sums(&fake->state, slot), 1,
@@ -212,6 +214,7 @@ static int resume(struct fake *fake, struct state_record *record, const char **r
 		return failed(LINK_EXIT_TRANSIENT, &error);
 	}
 	record->branch = line.current;
+	line_fini(&line);
 	record->sums_digest = sums_digest(fake, slot);
 	state_commit(&fake->state, slot, record);
 	return 0;
