@@ -127,20 +127,23 @@ run_tests()
 
 lint()
 {
+	bad=0
 	# shellcheck disable=SC2086
 	install_packages $lint_packages
 	echo "lint: formatting"
 	# Other versions break lines elsewhere.
 	if clang-format --version | grep -q 'version 14\.'; then
 		find . -name '*.[ch]' -not -path './build*' -print0 |
-			xargs -0 clang-format --dry-run -Werror
+			xargs -0 clang-format --dry-run -Werror || bad=1
 	else
 		echo "not checked: the tree is formatted by clang-format 14"
 	fi
 	echo "lint: clang's warnings"
-	CC=clang compile build-lint -Dbuildtype=debug
+	CC=clang compile build-lint -Dbuildtype=debug || bad=1
 	echo "lint: the rules of the tree"
-	meson test -C build-lint --no-rebuild --suite tidy --print-errorlogs
+	ninja -C build-lint --quiet tests/tidy/tidy &&
+		meson test -C build-lint --no-rebuild --suite tidy --print-errorlogs || bad=1
+	return $bad
 }
 
 command=${1:-help}
