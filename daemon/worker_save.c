@@ -155,13 +155,14 @@ static int say_saved(
 	snprintf(path, sizeof(path), "%s/checkpoints/%s" CHECKPOINT_SUFFIX, worker->start.run_dir,
 		saved->id);
 	r = worker_link_send(&worker->link,
-		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:b,s:b,s:f,s:f}}", "saved", "id",
+		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:b,s:b,s:I,s:I}}", "saved", "id",
 			saved->id, "step", (json_int_t)saver->record.step, "branch",
 			(json_int_t)saver->record.branch, "root", root, "path", path, "bytes",
 			(json_int_t)saved->file_bytes, "readback",
 			saved->direct ? "direct" : "cache", "catalogued", (int)catalogued,
-			"already", (int)saved->already, "ms_write", (double)saved->write_ns * 1e-6,
-			"ms_total", (double)saved->total_ns * 1e-6));
+			"already", (int)saved->already, "ms_write",
+			(json_int_t)(saved->write_ns / NSEC_PER_MSEC), "ms_total",
+			(json_int_t)(saved->total_ns / NSEC_PER_MSEC)));
 	return r < 0 ? LINK_EXIT_FAILED : LINK_EXIT_DONE;
 }
 

@@ -250,9 +250,36 @@ static int memory_corrupt(struct trainer *trainer)
 		trainer->record.step, trainer->record.step + 1);
 }
 
-/* From the current slot to the next; next becomes the record. 0, exit code, or -ECANCELED. */
-static int apply_update(
-	struct trainer *trainer, struct state_record *next, const struct adamw *scalars)
+/* A step on its way. */
+struct step {
+	nsec_t begun;
+	struct train_result result;
+	struct adamw scalars;
+	struct state_record next; /* becomes the record */
+};
+
+/* Before the commit: a death between the two redoes the step and replaces the row; after it, the
+ * row would be lost. */
+static void publish_metric(struct trainer *trainer, const struct step *step)
+{
+	nsec_t step_ns = clock_monotonic_ns() - step->begun;
+	struct metric metric = {
+		.step = step->next.step,
+		.branch = step->next.branch,
+		.kind = METRIC_TRAIN,
+		.grad_norm = (float)step->result.grad_norm,
+		.learning_rate = step->scalars.learning_rate,
+		.step_ms = (float)step_ns * 1e-6f,
+		.images = trainer->train->setup.params.batch_size,
+		.skipped = !step->result.finite,
+	};
+
+	trainer_metric_loss(&metric, &step->result.loss);
+	progress_metric(trainer->progress, &metric);
+}
+
+/* From the current slot to the next, and the commit. 0, an exit code, or -ECANCELED. */
+static int apply_update(struct trainer *trainer, struct step *step)
 {
 	struct state *state = &trainer->state;
 	size_t sums_bytes = state_sum_count(state) * sizeof(uint64_t);
@@ -271,24 +298,28 @@ static int apply_update(
 	}
 	sections_of(state, trainer->record.slot, src);
 	sections_of(state, slot, dst);
-	if (!train_update(trainer->train, scalars, src, dst, src_sums, state_sums(state, slot)))
+	if (!train_update(
+		    trainer->train, &step->scalars, src, dst, src_sums, state_sums(state, slot)))
 		return memory_corrupt(trainer);
 	if (fault_at("train.update", trainer->record.step) < 0)
 		return worker_fail(trainer->worker, LINK_EXIT_FAILED, "fault point train.update");
-	next->update_count++;
-	next->skipped_in_row = 0;
-	next->sums_digest = digest_of(state_sums(state, slot), sums_bytes);
-	state_commit(state, slot, next);
-	trainer->record = *next;
+	publish_metric(trainer, step);
+	step->next.update_count++;
+	step->next.skipped_in_row = 0;
+	step->next.sums_digest = digest_of(state_sums(state, slot), sums_bytes);
+	state_commit(state, slot, &step->next);
+	trainer->record = step->next;
 	load_weights(trainer);
 	return 0;
 }
 
-/* The weights stay as they are; only the record goes on. */
-static int skip_update(struct trainer *trainer, struct state_record *next)
+/* The weights stay as they are; only the record goes on. 0 or an exit code. */
+static int skip_update(struct trainer *trainer, struct step *step)
 {
 	struct worker *worker = trainer->worker;
+	struct state_record *next = &step->next;
 
+	publish_metric(trainer, step);
 	next->skipped_count++;
 	next->skipped_in_row++;
 	next->loss = trainer->record.loss;
@@ -305,54 +336,29 @@ static int skip_update(struct trainer *trainer, struct state_record *next)
 		next->skipped_in_row, next->step);
 }
 
-static void publish_step(struct trainer *trainer, const struct train_result *result,
-	const struct adamw *scalars, nsec_t step_ns)
-{
-	struct metric metric = {
-		.step = trainer->record.step,
-		.branch = trainer->record.branch,
-		.kind = METRIC_TRAIN,
-		.grad_norm = (float)result->grad_norm,
-		.learning_rate = scalars->learning_rate,
-		.step_ms = (float)step_ns * 1e-6f,
-		.images = trainer->train->setup.params.batch_size,
-		.skipped = !result->finite,
-	};
-
-	trainer_metric_loss(&metric, &result->loss);
-	progress_metric(trainer->progress, &metric);
-	atomic_store(&trainer->progress->step_ns, (uint64_t)step_ns);
-	publish_state(trainer);
-}
-
 /* 0, an exit code, or -ECANCELED. */
 static int run_step(struct trainer *trainer)
 {
 	const struct train_params *params = &trainer->train->setup.params;
-	nsec_t begun = clock_monotonic_ns(), step_ns;
-	struct train_result result;
-	struct state_record next;
-	struct adamw scalars;
+	struct state_record *record = &trainer->record;
+	struct step step = {.begun = clock_monotonic_ns()};
 	int r;
 
-	record_apply_branch(&trainer->record, &trainer->line, trainer_tell, trainer);
-	atomic_store(&trainer->progress->step_begun, trainer->record.step + 1);
-	if (fault_at("train.step", trainer->record.step) < 0)
+	record_apply_branch(record, &trainer->line, trainer_tell, trainer);
+	atomic_store(&trainer->progress->step_begun, record->step + 1);
+	if (fault_at("train.step", record->step) < 0)
 		return worker_fail(trainer->worker, LINK_EXIT_FAILED, "fault point train.step");
-	train_gradient(trainer->train, trainer->record.step, trainer->record.images_seen, &result);
-	scalars = train_scalars(params, trainer->record.update_count, result.grad_norm);
+	train_gradient(trainer->train, record->step, record->images_seen, &step.result);
+	step.scalars = train_scalars(params, record->update_count, step.result.grad_norm);
 
-	step_ns = clock_monotonic_ns() - begun;
-	next = trainer->record;
-	next.step++;
-	next.images_seen += params->batch_size;
-	next.loss = (float)result.loss.mean;
-	next.trained_ns += (uint64_t)step_ns;
-	r = result.finite ? apply_update(trainer, &next, &scalars) : skip_update(trainer, &next);
-	if (r < 0)
-		return r;
-	if (r == 0 || !result.finite)
-		publish_step(trainer, &result, &scalars, clock_monotonic_ns() - begun);
+	step.next = *record;
+	step.next.step++;
+	step.next.images_seen += params->batch_size;
+	step.next.loss = (float)step.result.loss.mean;
+	step.next.trained_ns += (uint64_t)(clock_monotonic_ns() - step.begun);
+	r = step.result.finite ? apply_update(trainer, &step) : skip_update(trainer, &step);
+	atomic_store(&trainer->progress->step_ns, (uint64_t)(clock_monotonic_ns() - step.begun));
+	publish_state(trainer);
 	return r;
 }
 

@@ -1,0 +1,146 @@
+/* P3, P5 and P6, the whole system: deaths, hangs and loops of the trainer. */
+#include "base/clock.h"
+#include "tests/system/rig.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static bool has_restarted(const json_t *status, int64_t value)
+{
+	return json_get_int(status, "restarts", 0) >= value && is_training(status, 0);
+}
+
+static bool has_died(const json_t *status, int64_t value)
+{
+	return json_get_int(status, "restarts", 0) >= value;
+}
+
+/* The step at which the newest trainer went on, from memory. */
+static int64_t resumed_step(struct rig *rig, int64_t after)
+{
+	char text[256];
+	const char *at;
+
+	if (!rig_event(rig, "training", "from memory at step ", after, text))
+		fail_msg("the trainer did not go on from memory");
+	at = strstr(text, "at step ");
+	return strtoll(at + strlen("at step "), NULL, 10);
+}
+
+static int64_t death_step(struct rig *rig)
+{
+	AUTO_JSON status = rig_status(rig);
+
+	return json_get_int(json_object_get(status, "last_death"), "step", -1);
+}
+
+static void p3_after_sigkill_the_very_next_step_follows(void **unused)
+{
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a trainer at work", is_training, 0);
+	for (int i = 1; i <= 5; i++) {
+		int64_t before, after = rig_last_event(&rig), resumed;
+
+		rig_wait(&rig, "some steps", is_step, rig_step(&rig) + 10);
+		before = rig_step(&rig);
+		kill(rig_worker(&rig, "train"), SIGKILL);
+		rig_wait(&rig, "a restart", has_restarted, i);
+		resumed = resumed_step(&rig, after);
+		/* Nothing finished was lost, and nothing was done that was not finished. */
+		assert_true(resumed >= before);
+		assert_int_equal(resumed, death_step(&rig));
+	}
+	{
+		AUTO_JSON status = rig_status(&rig);
+		AUTO_JSON metrics = rig_call(&rig, "Metrics",
+			json_pack("{s:i,s:s}", "limit", 10000, "kind", "train"), NULL);
+		const json_t *rows = json_object_get(metrics, "metrics");
+		const json_t *death = json_object_get(status, "last_death");
+
+		assert_int_equal(json_get_int(status, "rung", -1), 0);
+		assert_non_null(strstr(json_get_text(death, "cause", ""), "SIGKILL"));
+		assert_true(json_array_size(rows) > 40);
+		for (size_t i = 1; i < json_array_size(rows); i++)
+			assert_int_equal(json_get_int(json_array_get(rows, i), "step", 0),
+				json_get_int(json_array_get(rows, i - 1), "step", 0) + 1);
+	}
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
+static void p6_a_stopped_trainer_is_found_and_replaced(void **unused)
+{
+	struct rig rig;
+	int64_t after;
+	pid_t pid;
+
+	rig_open(&rig, "steps_total=1000000 hang_timeout=2");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "some steps", is_step, 50);
+	after = rig_last_event(&rig);
+	pid = rig_worker(&rig, "train");
+	kill(pid, SIGSTOP);
+	rig_wait(&rig, "a restart", has_restarted, 1);
+	assert_true(kill(pid, 0) < 0);
+	assert_int_equal(resumed_step(&rig, after), death_step(&rig));
+	{
+		AUTO_JSON status = rig_status(&rig);
+		const json_t *death = json_object_get(status, "last_death");
+
+		assert_non_null(strstr(json_get_text(death, "cause", ""), "hang"));
+	}
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
+/* Every trainer dies at step 30, whatever it starts from. */
+static void p5_a_restart_loop_climbs_slows_down_and_never_ends(void **unused)
+{
+	nsec_t begun;
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=200 interval_steps=10");
+	rig_start(&rig, "train.step@30:*:EIO");
+	rig_wait(&rig, "a first death", has_died, 1);
+	begun = clock_monotonic_ns();
+	rig_wait(&rig, "more deaths", has_died, 7);
+	/* 100 ms doubling: 0.1 + 0.2 + 0.4 + 0.8 s at the least, before jitter. */
+	if (clock_monotonic_ns() - begun < NSEC_PER_SEC)
+		fail_msg("six more deaths in less than a second");
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		assert_true(json_get_int(status, "rung", 0) >= 2);
+		assert_string_equal(json_get_text(status, "wanted", ""), "run");
+		assert_true(json_get_int(json_object_get(status, "last_death"), "step", -1) <= 30);
+	}
+	/* The cause goes away: it goes on by itself, to the end. */
+	rig_kill_supervisor(&rig);
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "the end of the run", is_finished, 0);
+	assert_int_equal(rig_step(&rig), 200);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(p3_after_sigkill_the_very_next_step_follows),
+		cmocka_unit_test(p6_a_stopped_trainer_is_found_and_replaced),
+		cmocka_unit_test(p5_a_restart_loop_climbs_slows_down_and_never_ends),
+	};
+
+	return cmocka_run_group_tests_name("deaths", tests, NULL, NULL);
+}

@@ -1,0 +1,184 @@
+/* P7 and P9, the whole system: full disks, and what a person gets wrong. */
+#include "tests/system/rig.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static bool is_storage_bad(const json_t *status, int64_t value)
+{
+	return !json_get_bool(json_object_get(status, "storage"), "ok", true);
+}
+
+static bool is_storage_good(const json_t *status, int64_t value)
+{
+	return json_get_bool(json_object_get(status, "storage"), "ok", false);
+}
+
+/* With the disk full: training goes on, the status says so, the last checkpoint stays. */
+static void expect_degraded(struct rig *rig, int64_t saved_step, const char *says)
+{
+	AUTO_JSON status = NULL;
+	const char *text;
+
+	rig_wait(rig, "the status to say it", is_storage_bad, 0);
+	rig_wait(rig, "training to go on", is_step, rig_step(rig) + 20);
+	status = rig_status(rig);
+	assert_string_equal(json_get_text(status, "state", ""), "training");
+	assert_int_equal(json_get_int(status, "restarts", -1), 0);
+	text = json_get_text(json_object_get(status, "storage"), "text", "");
+	if (!strstr(text, says))
+		fail_msg("the status says '%s', not '%s'", text, says);
+	assert_int_equal(
+		json_get_int(json_object_get(status, "newest_verified"), "step", -1), saved_step);
+}
+
+static void p7_saving_resumes_by_itself_after_a_full_disk(void **unused)
+{
+	struct rig rig;
+	char id[64], error[64];
+	int64_t step;
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, "save.begin@2:*:ENOSPC");
+	rig_wait(&rig, "some steps", is_step, 5);
+	rig_save(&rig, id, &step);
+	rig_wait(&rig, "more steps", is_step, step + 5);
+	assert_null(rig_call(&rig, "Save", json_pack("{s:b}", "wait", 1), error));
+	expect_degraded(&rig, step, "No space left");
+	/* Nobody asks for it: the failed save is tried again. */
+	rig_wait(&rig, "saving to resume", is_saved, step + 5);
+	rig_wait(&rig, "the status to say so", is_storage_good, 0);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
+/* The same with a real file system that is full, where this process may mount one. */
+static void p7_a_small_file_system_that_fills_up_costs_no_step(void **unused)
+{
+	struct rig rig;
+	char id[64], filler[2 * RIG_PATH_MAX], error[64];
+	static char zeros[1 << 20];
+	int64_t step;
+	int fd;
+
+	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
+		print_message("# mounting is not allowed here: %s\n", strerror(errno));
+		skip();
+	}
+	rig_open(&rig, "steps_total=1000000");
+	{
+		struct rig on_disk = rig;
+
+		/* The run moves to a tmpfs with room for two checkpoints. */
+		rig_copy(&rig, &on_disk);
+		assert_int_equal(mount("tmpfs", rig.run_dir, "tmpfs", 0, "size=24m,mode=0750"), 0);
+		rig_copy_run(&rig, &on_disk);
+		rig_close(&on_disk);
+	}
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "some steps", is_step, 5);
+	rig_save(&rig, id, &step);
+	snprintf(filler, sizeof(filler), "%s/filler", rig.run_dir);
+	fd = open(filler, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	while (write(fd, zeros, sizeof(zeros)) > 0)
+		continue;
+	while (write(fd, zeros, 4096) > 0)
+		continue;
+	close(fd);
+	rig_wait(&rig, "more steps", is_step, step + 5);
+	assert_null(rig_call(&rig, "Save", json_pack("{s:b}", "wait", 1), error));
+	expect_degraded(&rig, step, "disk full");
+	assert_int_equal(unlink(filler), 0);
+	rig_wait(&rig, "saving to resume", is_saved, step + 5);
+	rig_wait(&rig, "the status to say so", is_storage_good, 0);
+	assert_int_equal(rig_stop(&rig), 0);
+	assert_int_equal(umount2(rig.run_dir, MNT_DETACH), 0);
+	rig_close(&rig);
+}
+
+/* In the foreground a person is there: one line, exit 78, nothing begun. */
+static void expect_refusal(struct rig *rig, const char *a, const char *b)
+{
+	const char *arguments[] = {"--config", rig->conf, "--strict", NULL};
+	char *output;
+	int code = rig_run(rig, "supervisor/ckptd", arguments);
+
+	output = rig_output(rig);
+	if (code != 78 || !strstr(output, a) || !strstr(output, b))
+		fail_msg("exit %d, wanted 78 with '%s' and '%s': %s", code, a, b, output);
+	free(output);
+}
+
+static void append(const struct rig *rig, const char *line)
+{
+	FILE *file = fopen(rig->conf, "ae");
+
+	assert_non_null(file);
+	fprintf(file, "%s\n", line);
+	fclose(file);
+}
+
+static void p9_what_a_person_gets_wrong_is_one_line_and_exit_78(void **unused)
+{
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=100");
+	append(&rig, "[train]\nbatch_sise = 4");
+	expect_refusal(&rig, "ckptd.conf:", "batch_size");
+	rig_set(&rig, "seed", "77");
+	expect_refusal(&rig, "seed", "77");
+	rig_set(&rig, "seed", "1");
+	rig_close(&rig);
+
+	rig_open(&rig, "data=folder:/nonexistent/pictures");
+	expect_refusal(&rig, "/nonexistent/pictures", "");
+	rig_close(&rig);
+
+	rig_open(&rig, "groups=5");
+	expect_refusal(&rig, "groups", "5");
+	rig_close(&rig);
+}
+
+static void p9_ckptctl_without_a_daemon_says_so_and_exits_3(void **unused)
+{
+	struct rig rig;
+	char *output;
+
+	rig_open(&rig, "steps_total=100");
+	{
+		const char *arguments[] = {"--socket", rig.socket, "status", NULL};
+
+		assert_int_equal(rig_run(&rig, "ctl/ckptctl", arguments), 3);
+	}
+	output = rig_output(&rig);
+	assert_non_null(strstr(output, rig.socket));
+	assert_ptr_equal(strchr(output, '\n'), output + strlen(output) - 1);
+	free(output);
+	rig_close(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(p7_saving_resumes_by_itself_after_a_full_disk),
+		cmocka_unit_test(p9_what_a_person_gets_wrong_is_one_line_and_exit_78),
+		cmocka_unit_test(p9_ckptctl_without_a_daemon_says_so_and_exits_3),
+		/* Last: it moves this process into a mount namespace of its own. */
+		cmocka_unit_test(p7_a_small_file_system_that_fills_up_costs_no_step),
+	};
+
+	return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
+}
