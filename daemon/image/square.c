@@ -13,38 +13,53 @@ struct crop {
 	uint32_t side;
 };
 
-/* Output pixel o covers [o side, (o + 1) side) in units of 1/size source pixel; source pixel j
- * covers [j size, (j + 1) size). Their overlap is an exact weight; a row of them sums to side. */
-static uint32_t overlap(uint32_t o, uint32_t j, uint32_t side, uint32_t size)
+/* The source pixels under an output pixel. Output pixel o covers [o side, (o + 1) side) in units of
+ * 1/size source pixel, source pixel j [j size, (j + 1) size): the overlaps are exact integers that
+ * sum to side; all but the first and the last are size. */
+struct span {
+	uint32_t first, last; /* first < last, because side > size */
+	uint32_t first_weight, last_weight;
+};
+
+static struct span span_of(uint32_t o, uint32_t side, uint32_t size)
 {
 	uint64_t begin = (uint64_t)o * side, end = begin + side;
-	uint64_t left = (uint64_t)j * size, right = left + size;
+	struct span span = {
+		.first = (uint32_t)(begin / size), .last = (uint32_t)((end - 1) / size)};
 
-	return (uint32_t)((right < end ? right : end) - (left > begin ? left : begin));
+	span.first_weight = (uint32_t)(((uint64_t)span.first + 1) * size - begin);
+	span.last_weight = (uint32_t)(end - (uint64_t)span.last * size);
+	return span;
+}
+
+/* The weighted sum of a row's pixels under columns: at most 255 side, which fits. */
+static void add_row(const uint8_t *row, const struct span *columns, uint32_t size, uint64_t weight,
+	uint64_t sum[3])
+{
+	uint32_t inner[3] = {0};
+	const uint8_t *first = row + (size_t)3 * columns->first;
+	const uint8_t *last = row + (size_t)3 * columns->last;
+
+	for (const uint8_t *pixel = first + 3; pixel < last; pixel += 3)
+		for (unsigned c = 0; c < 3; c++)
+			inner[c] += pixel[c];
+	for (unsigned c = 0; c < 3; c++)
+		sum[c] += weight *
+			(inner[c] * size + first[c] * columns->first_weight +
+				last[c] * columns->last_weight);
 }
 
 static void average(const struct crop *crop, uint32_t size, uint32_t ox, uint32_t oy, uint8_t *out)
 {
-	uint32_t side = crop->side;
-	uint32_t x_first = (uint32_t)((uint64_t)ox * side / size);
-	uint32_t y_first = (uint32_t)((uint64_t)oy * side / size);
-	uint32_t x_end = (uint32_t)(((uint64_t)(ox + 1) * side + size - 1) / size);
-	uint32_t y_end = (uint32_t)(((uint64_t)(oy + 1) * side + size - 1) / size);
-	uint64_t sum[3] = {0};
+	struct span columns = span_of(ox, crop->side, size), rows = span_of(oy, crop->side, size);
+	uint64_t area = (uint64_t)crop->side * crop->side, sum[3] = {0};
 
-	for (uint32_t y = y_first; y < y_end; y++) {
-		const uint8_t *row = crop->rgb + y * crop->pitch;
-		uint64_t weight = overlap(oy, y, side, size);
-		uint32_t row_sum[3] = {0};
-		for (uint32_t x = x_first; x < x_end; x++) {
-			uint32_t x_weight = overlap(ox, x, side, size);
-			for (unsigned c = 0; c < 3; c++)
-				row_sum[c] += x_weight * row[3 * x + c];
-		}
-		for (unsigned c = 0; c < 3; c++)
-			sum[c] += weight * row_sum[c];
+	for (uint32_t y = rows.first; y <= rows.last; y++) {
+		uint32_t weight = y == rows.first ? rows.first_weight
+			: y == rows.last          ? rows.last_weight
+						  : size;
+		add_row(crop->rgb + y * crop->pitch, &columns, size, weight, sum);
 	}
-	uint64_t area = (uint64_t)side * side;
 	for (unsigned c = 0; c < 3; c++)
 		out[c] = (uint8_t)((sum[c] + area / 2) / area);
 }
