@@ -9,43 +9,23 @@
 
 #define DIFFUSERS_VERSION "0.27.0" /* the oldest that is known to load these files */
 
-static json_t *numbers_of(const char *list)
+/* block_out_channels, or the names of the down or up blocks. */
+static json_t *channels_of(const struct config_levels *levels)
 {
 	json_t *array = json_array();
-	char *end;
 
-	for (const char *at = list; array != NULL; at = end + 1) {
-		long number = strtol(at, &end, 10);
-
-		json_array_append_new(array, json_integer(number));
-		if (*end == '\0' && end != at && number > 0)
-			return array;
-		if (*end != ',' || end == at || number <= 0)
-			break;
-	}
-	json_decref(array);
-	return NULL;
+	for (uint32_t i = 0; i < levels->count; i++)
+		json_array_append_new(array, json_integer(levels->channels[i]));
+	return array;
 }
 
-/* "Down,AttnDown" to ["DownBlock2D", "AttnDownBlock2D"]. */
-static json_t *blocks_of(const char *list)
+static json_t *blocks_of(
+	uint32_t count, const bool *attention, const char *with, const char *without)
 {
 	json_t *array = json_array();
 
-	for (const char *at = list; array != NULL;) {
-		size_t length = strcspn(at, ",");
-		char name[64];
-
-		while (length > 0 && *at == ' ') {
-			at++;
-			length--;
-		}
-		snprintf(name, sizeof(name), "%.*sBlock2D", (int)length, at);
-		json_array_append_new(array, json_string(name));
-		if (at[length] == '\0')
-			break;
-		at += length + 1;
-	}
+	for (uint32_t i = 0; i < count; i++)
+		json_array_append_new(array, json_string(attention[i] ? with : without));
 	return array;
 }
 
@@ -60,16 +40,21 @@ json_t *export_unet_config(const struct checkpoint_info *info)
 {
 	const struct config *config = &info->config;
 	uint32_t classes = export_class_count(info);
+	struct config_levels levels;
 	char root[DIGEST_HEX_SIZE];
 
+	if (config_levels(config, &levels, NULL) < 0)
+		return NULL;
 	digest_to_hex(&info->root, root);
 	return json_pack("{s:s, s:s, s:I, s:i, s:i, s:o, s:o, s:o, s:I, s:o, s:I, s:f, s:I, s:b, "
 			 "s:I, s:b, s:i, s:s, s:s, s:b, s:f, s:s, s:s, s:s, s:n, s:n, s:o, s:n, "
 			 "s:s, s:s}",
 		"_class_name", "UNet2DModel", "_diffusers_version", DIFFUSERS_VERSION,
 		"sample_size", (json_int_t)config->image_size, "in_channels", 3, "out_channels", 3,
-		"block_out_channels", numbers_of(config->channels), "down_block_types",
-		blocks_of(config->down_blocks), "up_block_types", blocks_of(config->up_blocks),
+		"block_out_channels", channels_of(&levels), "down_block_types",
+		blocks_of(levels.count, levels.down_attention, "AttnDownBlock2D", "DownBlock2D"),
+		"up_block_types",
+		blocks_of(levels.count, levels.up_attention, "AttnUpBlock2D", "UpBlock2D"),
 		"layers_per_block", (json_int_t)config->layers_per_block, "attention_head_dim",
 		config->head_dim > 0 ? json_integer(config->head_dim) : json_null(),
 		"norm_num_groups", (json_int_t)config->groups, "norm_eps", config->norm_eps,
