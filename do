@@ -101,10 +101,9 @@ run_tests()
 {
 	count=$#
 	while [ "$count" -gt 0 ]; do
-		case $1 in
-		unit | system | tidy) set -- "$@" --suite "$1" ;;
-		*) set -- "$@" "$1" ;;
-		esac
+		suite=$(meson test -C "$build" --no-rebuild --list | sed -n "s|.*:$1 / ||p")
+		# shellcheck disable=SC2086
+		set -- "$@" ${suite:-$1}
 		shift
 		count=$((count - 1))
 	done
