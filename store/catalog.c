@@ -94,6 +94,8 @@ static int fail(struct catalog *catalog, struct error *err, const char *doing)
 	int code = sqlite3_extended_errcode(catalog->db);
 	int rc = code_of(code);
 
+	if (rc == -EIO && sqlite3_system_errno(catalog->db) == EDQUOT)
+		rc = -EDQUOT;
 	return error_set(err, rc != 0 ? rc : -EIO, "catalog: cannot %s: %s (%d)", doing,
 		sqlite3_errmsg(catalog->db), code);
 }

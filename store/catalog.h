@@ -52,7 +52,8 @@ int catalog_set_state(struct catalog *catalog, const char *id, enum checkpoint_s
 	const char *text, struct error *err);
 int catalog_get(struct catalog *catalog, const char *id, struct catalog_row *ret,
 	struct error *err);
-/* All rows, newest step first; malloc'ed. Rows whose digest does not match are dropped and counted. */
+/* All rows, newest step first; malloc'ed. Rows whose digest does not match are dropped and
+ * counted. */
 int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *ret_count,
 	uint32_t *ret_bad, struct error *err);
 /* Forgets all but the newest rows of files that are gone, so that the index stays small. */

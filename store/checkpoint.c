@@ -202,19 +202,25 @@ static int read_record(
 	return 0;
 }
 
+/* Keys that this version does not know, or values beyond its limits, keep their defaults: the run's
+ * identity is run.json's business, and an upgrade must never make a good checkpoint unusable. */
 static int read_config(const struct st_header *header, struct config *ret, struct error *err)
 {
 	const char *text = st_header_metadata(header, "config");
 	AUTO_JSON object = NULL;
+	const char *key;
+	json_t *value;
 
 	if (text != NULL)
 		object = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
 	if (!json_is_object(object))
 		return error_set(err, -EBADMSG, "its configuration is broken");
 	config_defaults(ret);
-	if (json_to_config(object, ret, err) < 0)
-		return error_prefix(
-			err, -EPROTONOSUPPORT, "its configuration is of another version");
+	json_object_foreach(object, key, value)
+	{
+		if (config_key_find(key) != NULL && json_is_string(value))
+			config_set(ret, key, json_string_value(value), "checkpoint", NULL);
+	}
 	return 0;
 }
 

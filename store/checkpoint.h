@@ -44,7 +44,7 @@ struct checkpoint_info {
 	uint64_t file_bytes, data_offset, block_bytes, section_bytes;
 	uint32_t chunk_count;
 	struct digest *chunks; /* owned */
-	struct config config;  /* resolved, as it was saved */
+	struct config config;  /* as it was saved; keys of other versions keep their defaults */
 	struct tensor_table table; /* owned */
 };
 void checkpoint_info_fini(struct checkpoint_info *info);

@@ -65,6 +65,11 @@ static int read_catalog(struct preparation *p)
 	uint32_t bad = 0;
 	int rc = catalog_open(p->run_dir, CATALOG_WRITE, &p->catalog, &err);
 
+	/* A full disk looks the same from inside SQLite. */
+	if (rc == -EIO || rc == -ENOSPC || rc == -EDQUOT) {
+		recovery_reserve_release(p->run_fd);
+		rc = catalog_open(p->run_dir, CATALOG_WRITE, &p->catalog, &err);
+	}
 	if (rc == 0)
 		rc = catalog_list(p->catalog, &p->old, &p->old_count, &bad, &err);
 	if (rc == 0 && bad > 0)
@@ -340,9 +345,11 @@ static int prepare(struct preparation *p, struct recovery_summary *ret)
 		rc = p->catalog != NULL ? update(p, ret) : rebuild(p, ret);
 	if (rc == 0)
 		rc = complete_unlinks(p);
-	if (rc == 0)
-		summarize(p, ret);
-	return rc;
+	if (rc < 0)
+		return rc;
+	recovery_reserve_hold(p->run_fd);
+	summarize(p, ret);
+	return 0;
 }
 
 int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,

@@ -43,8 +43,8 @@ int recovery_pick(const char *run_dir, int run_fd, const char *id, struct checkp
 	int *ret_fd, struct error *err);
 
 /* Steps 7 to 9 of a commit: the row, then retention (row deleted, unlink, fsync folder). Fault
- * points: save.catalogued, save.retained. *ret_catalogued false and err filled in when the row could
- * not be written: the checkpoint stands all the same. */
+ * points: save.catalogued, save.retained. *ret_catalogued false and err filled in when the row
+ * could not be written: the checkpoint stands all the same. */
 int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
 	const struct checkpoint_source *source, const struct config *config, bool *ret_catalogued,
 	recovery_report *report, void *context, struct error *err);

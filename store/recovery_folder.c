@@ -10,6 +10,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#define RESERVE_NAME "reserve"
+#define RESERVE_BYTES (1 << 20)
+
 int recovery_folder_open(int run_fd, struct recovery_folder *ret, struct error *err)
 {
 	int rc;
@@ -100,6 +103,27 @@ const struct catalog_row *recovery_find_row(
 		if (rows[i].step == step && rows[i].branch == branch)
 			return &rows[i];
 	return NULL;
+}
+
+void recovery_reserve_hold(int run_fd)
+{
+	struct stat stat;
+	int fd;
+
+	if (sys_fstatat(run_fd, RESERVE_NAME, &stat) == 0 && stat.st_size == RESERVE_BYTES)
+		return;
+	fd = sys_openat(run_fd, RESERVE_NAME, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0640);
+	if (fd < 0)
+		return;
+	/* Without it all works but for a disk that is full to the last block. */
+	if (sys_fallocate(fd, RESERVE_BYTES) < 0)
+		sys_unlinkat(run_fd, RESERVE_NAME);
+	sys_close(fd);
+}
+
+void recovery_reserve_release(int run_fd)
+{
+	sys_unlinkat(run_fd, RESERVE_NAME);
 }
 
 uint32_t recovery_prune_asides(struct recovery_folder *folder, uint32_t keep)

@@ -33,6 +33,11 @@ void recovery_row_of_name(const struct recovery_folder *folder, const struct sca
 const struct catalog_row *recovery_find_row(
 	const struct catalog_row *rows, uint32_t count, uint64_t step, uint32_t branch);
 
+/* RUN/reserve holds blocks for the catalog's log: on a full disk SQLite cannot even open, and then
+ * no row could say `deleted` and nothing would ever go. Given back while room is being made. */
+void recovery_reserve_hold(int run_fd);
+void recovery_reserve_release(int run_fd);
+
 /* Unlinks moved-aside corrupt files but the newest `keep`; the number of them. */
 uint32_t recovery_prune_asides(struct recovery_folder *folder, uint32_t keep);
 

@@ -213,8 +213,16 @@ int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpo
 {
 	int rc = write_row(run_dir, run_fd, saved, source, err);
 
+	/* The save may have taken the last free blocks. */
+	if (rc == -EIO || rc == -ENOSPC || rc == -EDQUOT) {
+		recovery_reserve_release(run_fd);
+		rc = write_row(run_dir, run_fd, saved, source, err);
+	}
 	*ret_catalogued = rc == 0;
-	return rc < 0 ? rc : retain(run_dir, run_fd, config, report, context, err);
+	if (rc == 0)
+		rc = retain(run_dir, run_fd, config, report, context, err);
+	recovery_reserve_hold(run_fd);
+	return rc;
 }
 
 /* -- before one -- */
@@ -278,20 +286,30 @@ static int clean_until_free(
 	}
 }
 
+static int make_room(const char *run_dir, int run_fd, uint64_t bytes, recovery_report *report,
+	void *context, struct error *err)
+{
+	struct cleaning cleaning;
+	int rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
+
+	if (rc < 0)
+		return rc;
+	rc = clean_until_free(&cleaning, run_fd, bytes, err);
+	cleaning_fini(&cleaning);
+	return rc;
+}
+
 int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, const struct config *config,
 	recovery_report *report, void *context, struct error *err)
 {
-	struct cleaning cleaning;
 	uint64_t free = 0;
 	int rc = free_bytes(run_fd, &free, err);
 
 	/* Most often nothing is to be done, and a save needs no catalog. */
 	if (rc < 0 || free >= bytes + ROOM_MARGIN_BYTES)
 		return rc;
-	rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
-	if (rc < 0)
-		return rc;
-	rc = clean_until_free(&cleaning, run_fd, bytes, err);
-	cleaning_fini(&cleaning);
+	recovery_reserve_release(run_fd);
+	rc = make_room(run_dir, run_fd, bytes, report, context, err);
+	recovery_reserve_hold(run_fd);
 	return rc;
 }

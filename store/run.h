@@ -6,6 +6,7 @@
  *     RUN/last-good.conf
  *     RUN/catalog.sqlite      store/catalog.h
  *     RUN/history.sqlite      store/history.h
+ *     RUN/reserve             blocks for the catalog on a full disk
  *     RUN/checkpoints/        step-….safetensors, branch-….json, ….keep
  *     RUN/previews/           step-….png, sample-….png
  *     RUN/cache/              packed images of folder: data */

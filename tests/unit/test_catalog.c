@@ -146,7 +146,7 @@ static void open_never_creates(void **state)
 	assert_int_equal(catalog_open(fx->dir, CATALOG_WRITE, &catalog, &fx->err), -EBADMSG);
 	fixture_write(fx->run_fd, "catalog.sqlite", "this is not a database at all ......", 36);
 	assert_int_equal(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err), -EBADMSG);
-	make(fx);
+	catalog_close(make(fx));
 	sql(fx, "PRAGMA user_version = 99");
 	assert_int_equal(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err), -EPROTONOSUPPORT);
 	sql(fx, "PRAGMA user_version = 1; ALTER TABLE checkpoint DROP COLUMN readback");

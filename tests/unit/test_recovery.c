@@ -467,6 +467,31 @@ static void p7_save_killed_anywhere_costs_that_save(void **state)
 	}
 }
 
+/* First the row, then the file: a row that says `deleted` is a promise to be kept later. */
+static void p7_failed_unlink_is_completed_at_the_next_start(void **state)
+{
+	struct fixture *fx = *state;
+	struct checkpoint_source source;
+	struct checkpoint_saved saved;
+	bool catalogued = false;
+
+	save_three(fx);
+	fx->config.keep_last = 3;
+	PASS(fixture_try_save(fx, 1, 40, &saved));
+	source = fixture_source(fx);
+	assert_int_equal(sys_fault_plan("unlink:1:EIO"), 0);
+	assert_int_equal(recovery_catalog_saved(fx->dir, fx->run_fd, &saved, &source, &fx->config,
+				 &catalogued, fixture_report, fx, &fx->err),
+		-EIO);
+	sys_fault_plan(NULL);
+	assert_true(catalogued);
+	assert_true(fixture_exists(fx->fd, "step-000000010-b0001.safetensors"));
+	assert_int_equal(fixture_row_state(fx, 1, 10), CHECKPOINT_DELETED);
+	fixture_prepare(fx);
+	assert_false(fixture_exists(fx->fd, "step-000000010-b0001.safetensors"));
+	fixture_expect_load(fx, 1, 40);
+}
+
 static void later_file_of_a_deleted_name_stays(void **state)
 {
 	struct fixture *fx = *state;
@@ -561,6 +586,8 @@ static void p7_room_is_made_down_to_two(void **state)
 	assert_true(fixture_exists(fx->fd, NEWEST));
 	assert_int_equal(fixture_row_state(fx, 1, 20), CHECKPOINT_DELETED);
 	fixture_expect_load(fx, 1, 40);
+	/* What lets the catalog be written on a full disk is there again. */
+	assert_int_equal(fixture_file_bytes(fx->run_fd, "reserve"), 1 << 20);
 }
 
 static void pick_takes_the_newest_or_the_asked(void **state)
@@ -611,6 +638,7 @@ int main(void)
 		TEST(prepare_twice_changes_nothing),
 		TEST(p8_lost_branch_file_is_told),
 		cmocka_unit_test(p7_save_killed_anywhere_costs_that_save),
+		TEST(p7_failed_unlink_is_completed_at_the_next_start),
 		TEST(later_file_of_a_deleted_name_stays),
 		TEST(p7_checkpoint_stands_without_its_row),
 		TEST(p1_kept_ones_outlive_all),
