@@ -1,3 +1,5 @@
+/* Builds a scene from tables of body plans and paints it row by row: each shape is blended by how
+ * much of a pixel it covers, judged from the distance to its edge. See cars.h. */
 #include "daemon/data/cars.h"
 #include "base/panic.h"
 

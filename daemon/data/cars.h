@@ -18,7 +18,7 @@ struct car_colour {
 
 enum car_shape_kind { CAR_POLYGON, CAR_ELLIPSE };
 
-/* One filled shape, edges softened over one pixel. Units: the picture is 1 wide and high, y down. */
+/* One filled shape, edges softened over one pixel. The picture is 1 wide and 1 high, y down. */
 struct car_shape {
 	enum car_shape_kind kind;
 	uint32_t edge_count;

@@ -1,3 +1,5 @@
+/* The walk, in any order the folder gives; sorted at the end. Never follows a linked folder; what
+ * cannot be looked at is a complaint, not the end. See listing.h. */
 #include "daemon/data/listing.h"
 #include "base/clock.h"
 #include "base/sys.h"

@@ -47,5 +47,5 @@ struct listing_difference {
 	uint64_t added, removed, changed;
 };
 /* Both sorted. */
-struct listing_difference listing_compare(const struct listing *before,
-	const struct listing *after);
+struct listing_difference listing_compare(
+	const struct listing *before, const struct listing *after);

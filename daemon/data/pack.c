@@ -1,3 +1,5 @@
+/* Writes and maps the packed cache. Everything read from it is checked against its digests and then
+ * still bounded; nothing is changed after the rename. See pack.h. */
 #include "daemon/data/pack.h"
 #include "base/file.h"
 #include "base/panic.h"

@@ -73,8 +73,8 @@ struct pack_writer {
 	struct pack_sample *samples; /* owned */
 	uint64_t count, capacity;
 };
-int pack_writer_begin(struct pack_writer *writer, int dir_fd, uint32_t image_size,
-	struct error *err);
+int pack_writer_begin(
+	struct pack_writer *writer, int dir_fd, uint32_t image_size, struct error *err);
 /* Appends count images, stride bytes each (their padding zero), with their samples. */
 int pack_writer_add(struct pack_writer *writer, const void *pixels,
 	const struct pack_sample *samples, uint64_t count, struct error *err);

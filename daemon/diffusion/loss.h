@@ -5,8 +5,8 @@
 #include <stdint.h>
 
 struct loss {
-	double mean;              /* over the samples given */
-	double quartile_sum[4];   /* by timestep: 4 t / T */
+	double mean;            /* over the samples given */
+	double quartile_sum[4]; /* by timestep: 4 t / T */
 	uint32_t quartile_count[4];
 };
 

@@ -10,9 +10,9 @@
 #define SCHEDULE_TIMESTEPS_MAX 10000
 
 struct schedule {
-	uint32_t count;                              /* T */
+	uint32_t count; /* T */
 	double beta[SCHEDULE_TIMESTEPS_MAX];
-	double alpha_bar[SCHEDULE_TIMESTEPS_MAX];    /* product in fp64 */
+	double alpha_bar[SCHEDULE_TIMESTEPS_MAX]; /* product in fp64 */
 };
 
 /* name: linear, scaled_linear, squaredcos_cap_v2. -EINVAL. */
