@@ -122,6 +122,8 @@ void conv_run(struct unet *unet, const struct conv_call *call)
 {
 	unet->engine->conv(call);
 	layout_zero_edges(call->layout, call->n, call->out, call->out_width);
+	DEBUG_CHECK(layout_pads_are_zero(
+		call->layout, call->n, call->out, call->out_width, call->out_width));
 }
 
 void conv_data_gradient(struct unet *unet, const struct conv_params *params,

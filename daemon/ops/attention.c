@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define QUERY_BLOCK 128
+#define LANES 16
 
 size_t attention_scratch_elems(uint32_t tokens, bool training)
 {
@@ -31,12 +32,26 @@ static float *thread_scratch(const struct attention *attention, bool training)
 		(size_t)omp_get_thread_num() * attention_scratch_elems(attention->tokens, training);
 }
 
+/* The largest value; with lanes, because no vectoriser reorders a maximum by itself. */
+static float max_of(const float *row, uint32_t count)
+{
+	float lanes[LANES];
+	for (uint32_t j = 0; j < LANES; j++)
+		lanes[j] = row[0];
+	uint32_t i = 0;
+	for (; i + LANES <= count; i += LANES)
+		for (uint32_t j = 0; j < LANES; j++)
+			lanes[j] = row[i + j] > lanes[j] ? row[i + j] : lanes[j];
+	for (; i < count; i++)
+		lanes[0] = row[i] > lanes[0] ? row[i] : lanes[0];
+	for (uint32_t j = 1; j < LANES; j++)
+		lanes[0] = lanes[j] > lanes[0] ? lanes[j] : lanes[0];
+	return lanes[0];
+}
+
 static void softmax_row(float *row, uint32_t count)
 {
-	float max = row[0], sum = 0.0f;
-#pragma omp simd reduction(max : max)
-	for (uint32_t i = 0; i < count; i++)
-		max = row[i] > max ? row[i] : max;
+	float max = max_of(row, count), sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
 	for (uint32_t i = 0; i < count; i++) {
 		row[i] = fm_exp(row[i] - max);

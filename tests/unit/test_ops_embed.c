@@ -100,6 +100,44 @@ static void test_silu(void **state)
 	check_gradient("dx", values, 50, 1, dx, silu_loss, values, 1e-6);
 }
 
+struct product {
+	struct matmul call;
+	float *c;
+};
+
+static void run_product(void *context)
+{
+	engine_openblas()->matmul(&((struct product *)context)->call);
+}
+
+/* Outside of a parallel region too, the library must not take threads of its own: it would change
+ * the order of long sums. */
+static void test_p2_one_blas_thread(void **state)
+{
+	const uint32_t side = 96, k = 17424;
+	float *a = check_floats(side * k), *b = check_floats(side * k),
+	      *c = check_floats(side * side);
+	check_fill(1, NULL, a, side * k);
+	check_fill(2, NULL, b, side * k);
+	struct product product = {{.m = side,
+					  .n = side,
+					  .k = k,
+					  .alpha = 1.0f,
+					  .a = a,
+					  .b = b,
+					  .c = c,
+					  .lda = k,
+					  .ldb = side,
+					  .ldc = side},
+		c};
+	check_threads("matmul", run_product, &product, c, side * side);
+	assert_int_equal(strncmp(ops_engine_library(), "OpenBLAS ", 9), 0);
+	assert_string_equal(ops_engine_name(), "openblas");
+	free(a);
+	free(b);
+	free(c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -107,6 +145,7 @@ int main(void)
 		cmocka_unit_test(test_embedding_definition),
 		cmocka_unit_test(test_linear),
 		cmocka_unit_test(test_silu),
+		cmocka_unit_test(test_p2_one_blas_thread),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -339,9 +339,9 @@ static void test_p2_threads(void **state)
 static void test_p2_images_alone(void **state)
 {
 	struct run run;
-	run_init(&run, golden_config_b(), 3, 3);
+	run_init(&run, golden_config_b(), 5, 5); /* more than one block of positions */
 	run.timesteps[2] = 900;
-	size_t image = run.elems / 3;
+	size_t image = run.elems / 5;
 	float *all = floats(run.elems), *grads = floats(run.table.section_bytes / sizeof(float));
 	run_step(&run, false);
 	memcpy(all, run.y, run.elems * sizeof(float));
@@ -351,12 +351,26 @@ static void test_p2_images_alone(void **state)
 	run_step(&run, false);
 	assert_true(isnan(run.y[0]) && isnan(norm_of(run.grads, 1)));
 	golden_fill(0xFFFF, run.x, run.elems);
-	for (uint32_t n = 1; n <= 3; n++) {
+	for (uint32_t n = 1; n <= 5; n++) {
 		unet_forward(run.unet, n, run.x, run.timesteps, NULL, run.y);
 		assert_memory_equal(run.y, all, n * image * sizeof(float));
 	}
 	run_step(&run, false);
 	assert_memory_equal(run.grads, grads, run.table.section_bytes);
+
+	/* the same with fewer images than the plan has, against a plan that never saw others */
+	struct run fresh;
+	run_init(&fresh, golden_config_b(), 1, 5);
+	for (size_t i = 0; i < run.elems; i++)
+		run.x[i] = NAN;
+	run_step(&run, false);
+	run.n = 1;
+	run.elems = image;
+	golden_fill(0xFFFF, run.x, run.elems);
+	run_step(&run, false);
+	run_step(&fresh, false);
+	assert_memory_equal(run.grads, fresh.grads, run.table.section_bytes);
+	run_fini(&fresh);
 	free(all);
 	free(grads);
 	run_fini(&run);
