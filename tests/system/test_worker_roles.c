@@ -488,6 +488,92 @@ static void p1_step_0_is_not_begun_where_checkpoints_were(void **unused)
 	play_close(&play);
 }
 
+/* Four classes of drawn cars: the saver must find the classes again, sampling the null class. */
+static void a_class_model_is_saved_resumed_and_sampled(void **unused)
+{
+	struct config config = play_tiny_config();
+	struct error err;
+	struct child child;
+	struct play play;
+	uint64_t step;
+
+	assert_int_equal(config_set(&config, "labels", "folders", "test", &err), 0);
+	config.steps_total = 12;
+	play_begin(&play, &config, 2);
+	play_to_end(&play, "disk", "scratch");
+	json_decref(play_save(&play));
+	play_drop_memory(&play);
+	play_prepare(&play);
+	play_make_memory(&play, 2);
+	play.config.steps_total = 14;
+	child = play_trainer(&play, "disk", "checkpoint", &step);
+	child_expect_end(&child, LINK_EXIT_DONE);
+	assert_int_equal(step, 12);
+	for (int label = 3; label <= 4; label++) {
+		child = play_start(&play, "sample", "disk",
+			json_pack("{s:s,s:i,s:i,s:i,s:i,s:f,s:s,s:s}", "id", "", "count", 2,
+				"steps", 2, "seed", 7, "label", label, "guidance", 3.0, "sampler",
+				"ddim", "name", "sample-2.png"));
+		child_expect_end(&child, label < 4 ? LINK_EXIT_DONE : LINK_EXIT_FAILED);
+	}
+	assert_non_null(strstr(child.failed, "classes 0 to 3"));
+	play_close(&play);
+}
+
+/* The newest value of a key among the record's entries, and its step. */
+static const char *recorded(const struct state_record *record, const char *key, uint64_t *ret_step)
+{
+	const char *value = "";
+
+	for (uint32_t i = 0; i < record->intervention_count; i++) {
+		const struct intervention *entry = &record->interventions[i];
+		size_t length = strlen(key);
+
+		if (strncmp(entry->value, key, length) != 0 || entry->value[length] != '=')
+			continue;
+		value = entry->value + length + 1;
+		*ret_step = entry->step;
+	}
+	return value;
+}
+
+static void a_reload_takes_schedule_keys_between_two_steps(void **unused)
+{
+	struct config config = play_tiny_config();
+	struct state_record record;
+	struct child child;
+	struct play play;
+	uint64_t at = 0, images;
+
+	config.steps_total = 100000;
+	play_begin(&play, &config, 3);
+	child = play_trainer(&play, "disk", "scratch", NULL);
+	play_wait_step(&play, 4);
+	{
+		AUTO_JSON refused = json_pack("{s:{s:{s:s}}}", "reload", "config", "seed", "2");
+		AUTO_JSON taken = json_pack("{s:{s:{s:s,s:s,s:s}}}", "reload", "config",
+			"batch_size", "6", "micro_batch", "3", "threads", "1");
+		AUTO_JSON event = NULL;
+
+		assert_int_equal(frame_send(child.link, refused, 0), 0);
+		event = child_frame(&child, "event");
+		assert_string_equal(json_get_text(event, "kind", ""), "reload");
+		assert_non_null(strstr(json_get_text(event, "text", ""), "seed"));
+		assert_int_equal(frame_send(child.link, taken, 0), 0);
+		json_decref(event);
+		event = child_frame(&child, "event");
+		assert_string_equal(json_get_text(event, "kind", ""), "intervention");
+	}
+	play_wait_step(&play, atomic_load(&play.progress->step) + 4);
+	play_kill(&play, &child);
+	assert_int_equal(state_newest_record(&play.state, &record), 0);
+	assert_string_equal(recorded(&record, "batch_size", &at), "6");
+	assert_true(at >= 4 && at < record.step);
+	images = at * 4 + (record.step - at) * 6;
+	assert_int_equal(record.images_seen, images);
+	play_close(&play);
+}
+
 static void last_words_name_the_signal(void **unused)
 {
 	struct config config = play_tiny_config();
@@ -525,6 +611,8 @@ int main(void)
 		cmocka_unit_test(a_changed_schedule_key_is_recorded_once_at_its_step),
 		cmocka_unit_test(p1_a_fork_is_resumed_on_its_branch_and_skips_its_window),
 		cmocka_unit_test(verify_and_sample_answer_from_a_checkpoint),
+		cmocka_unit_test(a_class_model_is_saved_resumed_and_sampled),
+		cmocka_unit_test(a_reload_takes_schedule_keys_between_two_steps),
 		cmocka_unit_test(last_words_name_the_signal),
 	};
 
