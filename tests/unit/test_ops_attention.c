@@ -1,6 +1,6 @@
 /* Attention against its definition, gradients against finite differences: heads of odd width, more
  * tokens than one block of queries, thread counts (P2). */
-#include "ops_check.h"
+#include "tests/unit/ops_check.h"
 
 #include "daemon/ops/attention.h"
 #include "tests/oracle/naive_ops.h"

@@ -1,7 +1,7 @@
 /* Every kind of convolution against its definition, and its two gradients against finite
  * differences of the definition: with spans, fewer images than the plan, stale memory, thread
  * counts (P2). */
-#include "ops_check.h"
+#include "tests/unit/ops_check.h"
 
 #include "daemon/ops/conv.h"
 #include "daemon/ops/sums.h"

@@ -1,5 +1,5 @@
 /* The time-embedding path: the embedding's golden values, linear and SiLU with their gradients. */
-#include "ops_check.h"
+#include "tests/unit/ops_check.h"
 
 #include "daemon/ops/embed.h"
 #include "tests/oracle/naive_ops.h"

@@ -1,6 +1,6 @@
 /* The sequence of positions: what goes in comes out, and the zero invariant holds after every
  * writer, with fewer images than the plan has and over stale memory. */
-#include "ops_check.h"
+#include "tests/unit/ops_check.h"
 
 struct shape {
 	uint32_t batch, n, height, width, channels;

@@ -1,6 +1,6 @@
 /* GroupNorm with SiLU over one or two sources: against its definition, gradients against finite
  * differences, dense output, residual, accumulation, thread counts (P2). */
-#include "ops_check.h"
+#include "tests/unit/ops_check.h"
 
 #include "daemon/ops/norm.h"
 #include "tests/oracle/naive_ops.h"

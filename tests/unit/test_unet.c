@@ -1,6 +1,6 @@
 /* The golden numbers of diffusers for whole nets (outputs, loss, gradients), tensor names and
  * counts, and what the model promises about bits (P2): threads, n, repetition. */
-#include "golden_unet.h"
+#include "tests/unit/golden_unet.h"
 
 #include <omp.h>
 #include <setjmp.h>
