@@ -1,6 +1,6 @@
 /* Images from noise: the denoising loop over a UNet's plan, for previews (in the trainer's own
- * plan, between steps) and for `sample`. Image i comes from (weights, seed, i, label); what is drawn
- * beside it changes no more than the last digits. */
+ * plan, between steps) and for `sample`. Image i comes from (weights, seed, i, label); what is
+ * drawn beside it changes no more than the last digits. */
 #pragma once
 
 #include "base/arena.h"
