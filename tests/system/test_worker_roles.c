@@ -484,7 +484,7 @@ static void p1_step_0_is_not_begun_where_checkpoints_were(void **unused)
 	play.created = false;
 	child = play_start(&play, "train", "disk", NULL);
 	child_expect_end(&child, LINK_EXIT_TRANSIENT);
-	assert_non_null(strstr(child.failed, "--from-scratch"));
+	assert_non_null(strstr(child.failed, "bring them back"));
 	play_close(&play);
 }
 
