@@ -22,7 +22,8 @@
  *   {"hello": {"role", "pid", "version", "fingerprint", "fingerprint_text"}}       once
  *   {"prepared": {"section_bytes", "param_count", "model_digest", "data_digest", "data_text",
  *                 "images", "classes", "branch", "catalog": "ok"|"created"|"rebuilt",
- *                 "checkpoints": verified on the line, "newest": {id, step, branch, root, path}|null}}
+ *                 "checkpoints": verified on the line, "newest": {id, step, branch, root,
+ * path}|null}}
  *   {"ready": {"step", "branch", "from": "memory"|"checkpoint"|"scratch", "checkpoint": id|"",
  *              "engine", "engine_reason", "plan_bytes"}}                           trainer
  *   {"event": {"kind": text, "level": "info"|"warning"|"error", "step": N, "text": one line}}

@@ -18,19 +18,19 @@
 #define PROGRESS_TEXT_MAX 128
 
 enum phase {
-	PHASE_NONE,     /* no trainer yet */
-	PHASE_START,    /* started, mapping, checking */
-	PHASE_DATA,     /* opening or caching the data */
-	PHASE_RECOVER,  /* reading a checkpoint */
-	PHASE_INIT,     /* first weights */
-	PHASE_LOAD,     /* reading samples */
+	PHASE_NONE,    /* no trainer yet */
+	PHASE_START,   /* started, mapping, checking */
+	PHASE_DATA,    /* opening or caching the data */
+	PHASE_RECOVER, /* reading a checkpoint */
+	PHASE_INIT,    /* first weights */
+	PHASE_LOAD,    /* reading samples */
 	PHASE_FORWARD,
 	PHASE_BACKWARD,
 	PHASE_UPDATE,
 	PHASE_PREVIEW,
 	PHASE_HOLDOUT,
-	PHASE_WAIT,     /* for a free slot */
-	PHASE_DONE,     /* ending as asked */
+	PHASE_WAIT, /* for a free slot */
+	PHASE_DONE, /* ending as asked */
 	PHASE_COUNT
 };
 const char *phase_name(enum phase phase); /* "forward"; "unknown" when out of range */
@@ -59,15 +59,15 @@ struct progress {
 	_Atomic uint64_t moves;
 	_Atomic uint32_t phase;
 	_Atomic uint32_t branch;
-	_Atomic uint64_t step;      /* finished steps */
+	_Atomic uint64_t step;       /* finished steps */
 	_Atomic uint64_t step_begun; /* the step being computed: step + 1 while one runs */
 	_Atomic uint64_t images_seen;
 	_Atomic uint64_t step_ns;   /* duration of the last step */
 	_Atomic uint32_t loss_bits; /* float */
 	_Atomic uint32_t images_per_step;
 	_Atomic uint64_t plan_bytes;
-	_Atomic uint64_t ring_head; /* metrics written so far */
-	char engine[PROGRESS_TEXT_MAX];        /* written before `ready` is sent */
+	_Atomic uint64_t ring_head;     /* metrics written so far */
+	char engine[PROGRESS_TEXT_MAX]; /* written before `ready` is sent */
 	char engine_reason[PROGRESS_TEXT_MAX];
 	struct metric ring[PROGRESS_RING];
 };

@@ -43,7 +43,7 @@ enum intervention_kind {
 	INTERVENTION_SKIP_WINDOW = 2, /* value: number of images jumped over */
 	INTERVENTION_ENGINE = 3,      /* value: engine name */
 	INTERVENTION_DATA = 4,        /* value: hex of the new data digest's first 16 bytes */
-	INTERVENTION_FOLDED = 5,      /* the oldest, folded: value is a digest's first 16 bytes in hex */
+	INTERVENTION_FOLDED = 5, /* the oldest, folded: value is a digest's first 16 bytes in hex */
 };
 
 struct intervention {
@@ -60,9 +60,10 @@ struct state_record {
 	uint32_t slot;
 	uint32_t branch;
 	uint8_t run_id[STATE_RUN_ID_SIZE];
-	uint64_t step;         /* finished steps, skipped ones included */
-	uint64_t update_count; /* finished optimizer updates: AdamW, learning rate, EMA count by it */
-	uint64_t images_seen;  /* the data cursor */
+	uint64_t step;          /* finished steps, skipped ones included */
+	uint64_t update_count;  /* finished optimizer updates: AdamW, learning rate, EMA count by it
+				 */
+	uint64_t images_seen;   /* the data cursor */
 	uint64_t skipped_count; /* non-finite updates, all together */
 	uint64_t skipped_in_row;
 	uint64_t trained_ns; /* seconds of training behind this state; not part of the bits */
@@ -88,7 +89,7 @@ struct state_header {
 	uint64_t total_bytes;
 	uint8_t run_id[STATE_RUN_ID_SIZE];
 	struct digest model_digest;
-	uint64_t check; /* over all above */
+	uint64_t check;                     /* over all above */
 	uint8_t ladder[STATE_LADDER_BYTES]; /* the supervisor's; carries its own check */
 };
 
@@ -141,7 +142,8 @@ void state_abort_write(struct state *state, uint32_t slot);
 void state_empty_all(struct state *state);
 
 /* -- supervisor -- */
-/* Copies the newest record to the pinned page and pins its slot. -ENOENT, -EBUSY (pinned already). */
+/* Copies the newest record to the pinned page and pins its slot. -ENOENT, -EBUSY (pinned already).
+ */
 int state_pin_newest(struct state *state, struct state_record *ret);
 void state_unpin_all(struct state *state);
 /* After waitpid of the trainer: writing -> empty. */
@@ -152,8 +154,8 @@ void state_clear_writing(struct state *state);
 int state_pinned_record(const struct state *state, struct state_record *ret);
 /* True while the slot is sealed with this sequence and pinned. */
 bool state_still_pinned(const struct state *state, const struct state_record *record);
-enum slot_state state_slot_state(const struct state *state, uint32_t slot, uint64_t *ret_sequence,
-	bool *ret_pinned);
+enum slot_state state_slot_state(
+	const struct state *state, uint32_t slot, uint64_t *ret_sequence, bool *ret_pinned);
 
 void state_record_seal(struct state_record *record);        /* fills in check */
 bool state_record_valid(const struct state_record *record); /* check, bounds */

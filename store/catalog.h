@@ -15,8 +15,8 @@ enum catalog_mode { CATALOG_READ, CATALOG_WRITE };
 
 /* Opens an existing catalog (never creates). -ENOENT, -EBADMSG (not a database, wrong schema,
  * quick_check fails), -EPROTONOSUPPORT (a newer user_version). */
-int catalog_open(const char *run_dir, enum catalog_mode mode, struct catalog **ret,
-	struct error *err);
+int catalog_open(
+	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err);
 void catalog_close(struct catalog *catalog);
 
 /* Builds a fresh database beside the old one and puts it in place (DESIGN section 6: build
@@ -50,8 +50,8 @@ int catalog_end(struct catalog *catalog, int rc, struct error *err);
 int catalog_put(struct catalog *catalog, const struct catalog_row *row, struct error *err);
 int catalog_set_state(struct catalog *catalog, const char *id, enum checkpoint_state state,
 	const char *text, struct error *err);
-int catalog_get(struct catalog *catalog, const char *id, struct catalog_row *ret,
-	struct error *err);
+int catalog_get(
+	struct catalog *catalog, const char *id, struct catalog_row *ret, struct error *err);
 /* All rows, newest step first; malloc'ed. Rows whose digest does not match are dropped and
  * counted. */
 int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *ret_count,

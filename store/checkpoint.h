@@ -15,7 +15,7 @@
 
 #define CHECKPOINT_FORMAT_VERSION 1
 #define CHECKPOINT_CHUNK_BYTES ((uint64_t)4 << 20)
-#define CHECKPOINT_ID_SIZE 32     /* "step-000012000-b0002" */
+#define CHECKPOINT_ID_SIZE 32 /* "step-000012000-b0002" */
 #define CHECKPOINT_SUFFIX ".safetensors"
 #define CHECKPOINT_DATA_ALIGN 4096
 
@@ -43,8 +43,8 @@ struct checkpoint_info {
 	char created[CLOCK_TEXT_SIZE];
 	uint64_t file_bytes, data_offset, block_bytes, section_bytes;
 	uint32_t chunk_count;
-	struct digest *chunks; /* owned */
-	struct config config;  /* as it was saved; keys of other versions keep their defaults */
+	struct digest *chunks;     /* owned */
+	struct config config;      /* as it was saved; keys of other versions keep their defaults */
 	struct tensor_table table; /* owned */
 };
 void checkpoint_info_fini(struct checkpoint_info *info);
@@ -52,8 +52,8 @@ void checkpoint_info_fini(struct checkpoint_info *info);
 /* Opens (O_NOFOLLOW, regular, one link, own uid or root), parses and checks the header against the
  * root's rules that need no data. The error class tells recovery what to write down:
  * -EBADMSG corrupt, -EPROTONOSUPPORT refused, others unreadable. Returns the descriptor. */
-int checkpoint_open(int checkpoints_fd, const char *file_name, struct checkpoint_info *ret,
-	struct error *err);
+int checkpoint_open(
+	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err);
 
 /* Reads the block while hashing in parallel (threads; 0 = all); block may be NULL to verify only.
  * Fills sums when not NULL. moves (may be NULL) counts each MiB. -EBADMSG: digest mismatch. */
@@ -82,8 +82,8 @@ struct checkpoint_saved {
 	struct digest root;
 	char created[CLOCK_TEXT_SIZE];
 	uint64_t file_bytes;
-	bool already;       /* this (branch, step) had been published before, and still verifies */
-	bool direct;        /* read back with O_DIRECT, else cache dropped first */
+	bool already; /* this (branch, step) had been published before, and still verifies */
+	bool direct;  /* read back with O_DIRECT, else cache dropped first */
 	nsec_t write_ns, readback_ns, total_ns;
 };
 

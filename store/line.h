@@ -19,7 +19,7 @@ struct line_branch {
 	uint32_t parent; /* 0 for branch 1 */
 	uint64_t fork_step;
 	struct digest fork_root;
-	bool suspect;    /* made by the ladder: what it left behind on the parent is suspect */
+	bool suspect; /* made by the ladder: what it left behind on the parent is suspect */
 	char why[160];
 	char created[32];
 	/* Applied when the branch reaches their step: skipped windows, the safe engine. */
@@ -44,5 +44,4 @@ const struct line_branch *line_find(const struct line *line, uint32_t branch);
 /* Commits a new branch durably and adds it to the line; fills in branch->branch, parent, created.
  * parent 0: the branch of the current line that owns fork_step; else the fork is from that branch,
  * on the line or not (to trust an abandoned checkpoint again). */
-int line_fork(int checkpoints_fd, struct line *line, struct line_branch *branch,
-	struct error *err);
+int line_fork(int checkpoints_fd, struct line *line, struct line_branch *branch, struct error *err);

@@ -12,13 +12,13 @@
 #include <stdint.h>
 
 /* Each finding is told to the caller: one line for the log and the events. */
-typedef void recovery_report(void *context, const char *kind, const char *level, uint64_t step,
-	const char *text);
+typedef void recovery_report(
+	void *context, const char *kind, const char *level, uint64_t step, const char *text);
 
 struct recovery_summary {
-	char catalog[16];        /* ok | created | rebuilt */
-	uint32_t branch;         /* current */
-	uint32_t on_line_count;  /* candidates on the line */
+	char catalog[16];       /* ok | created | rebuilt */
+	uint32_t branch;        /* current */
+	uint32_t on_line_count; /* candidates on the line */
 	bool has_newest;
 	struct catalog_row newest; /* newest candidate on the line, verified or found */
 };

@@ -13,15 +13,15 @@ struct retention_item {
 };
 
 struct retention_policy {
-	uint32_t keep_last;       /* newest verified on the line */
-	uint64_t keep_every;      /* first verified at or after each multiple; 0 none */
-	uint32_t abandoned_last;  /* newest abandoned ones that stay for a while */
-	uint32_t corrupt_last;    /* corrupt files kept for inspection */
+	uint32_t keep_last;      /* newest verified on the line */
+	uint64_t keep_every;     /* first verified at or after each multiple; 0 none */
+	uint32_t abandoned_last; /* newest abandoned ones that stay for a while */
+	uint32_t corrupt_last;   /* corrupt files kept for inspection */
 };
 
 /* items in any order. Never removes: kept ones, the newest two verified on the line. */
-void retention_decide(struct retention_item *items, uint32_t count,
-	const struct retention_policy *policy);
+void retention_decide(
+	struct retention_item *items, uint32_t count, const struct retention_policy *policy);
 /* For a full disk: marks the next single item to give up (corrupt first, then abandoned, then the
  * oldest on the line beyond two verified); false when nothing may go. */
 bool retention_make_room(struct retention_item *items, uint32_t count);

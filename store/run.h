@@ -30,10 +30,10 @@ struct run {
 	uint8_t id[RUN_ID_SIZE];
 	char id_hex[RUN_ID_HEX_SIZE];
 	enum wanted wanted;
-	bool power_paused;      /* the pause was asked by power-fail */
-	bool ever_verified;     /* step 0 then needs --from-scratch */
-	char created[32];       /* UTC */
-	json_t *identity;       /* {key: canonical text} of the identity keys; owned */
+	bool power_paused;  /* the pause was asked by power-fail */
+	bool ever_verified; /* step 0 then needs --from-scratch */
+	char created[32];   /* UTC */
+	json_t *identity;   /* {key: canonical text} of the identity keys; owned */
 };
 void run_fini(struct run *run);
 
