@@ -75,7 +75,8 @@ static void render_title(struct line *line, const struct look *look)
 		line_add(line, PAINT_PLAIN, "%*s", line->left - text_width(look->state), "");
 	line_add(line, state_paint(look->state), "%s", look->state);
 	line_end(line);
-	line_add(line, PAINT_PLAIN, "%s", look->state_text);
+	if (strcmp(look->state_text, look->state) != 0)
+		line_add(line, PAINT_PLAIN, "%s", look->state_text);
 	line_end(line);
 }
 

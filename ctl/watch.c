@@ -129,7 +129,10 @@ static int show_lines(struct watcher *watcher)
 	char text[LOOK_LINE_MAX];
 
 	if (is_new(watcher->told_state, sizeof(watcher->told_state), look->state)) {
-		snprintf(text, sizeof(text), "%s: %s", look->state, look->state_text);
+		bool named = strncmp(look->state_text, look->state, strlen(look->state)) == 0;
+
+		snprintf(text, sizeof(text), "%s%s%s", named ? "" : look->state, named ? "" : ": ",
+			look->state_text);
 		tell(watcher, text);
 	}
 	if (look->has_death &&
@@ -371,6 +374,7 @@ static bool watch_turn(struct watcher *watcher, enum watch_end *ret_end, struct 
 	if (ready(&fds[0]) && take_status(watcher, err) < 0) {
 		bool asked = watcher->stop == STOP_SAVE || watcher->stop == STOP_NOW;
 		*ret_end = asked ? WATCH_STOPPED : WATCH_LOST;
+		show(watcher); /* what it said last */
 		return true;
 	}
 	if (show(watcher) < 0)
