@@ -145,6 +145,18 @@ lint()
 	return $bad
 }
 
+# The user, the folder, a first configuration (never over an edited one), and systemd's knowledge.
+settle_service()
+{
+	[ -e /etc/ckptd/ckptd.conf ] ||
+		as_root install -D -m 644 etc/ckptd.conf /etc/ckptd/ckptd.conf
+	if command -v systemd-sysusers >/dev/null; then
+		as_root systemd-sysusers ckptd.conf
+		as_root systemd-tmpfiles --create ckptd.conf
+	fi
+	[ ! -d /run/systemd/system ] || as_root systemctl daemon-reload
+}
+
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in
@@ -181,6 +193,7 @@ install)
 	compile build-install -Dprefix="${PREFIX:-/usr/local}"
 	need_root meson install
 	as_root meson install -C build-install --no-rebuild
+	[ -n "${DESTDIR:-}" ] || settle_service
 	;;
 uninstall)
 	need_root ninja -C build-install uninstall
