@@ -146,19 +146,14 @@ static float *plain_matrix(const struct conv *conv, float *scratch, uint32_t blo
 	return scratch + ((size_t)block * conv->in_width + before) * conv->out_width;
 }
 
-/* Column of input channel c: its source, and the column inside that source's matrix. */
-struct column {
-	uint32_t source, index;
-};
-
-static struct column column_of(const struct conv *conv, uint32_t c)
+/* Where the columns of a span begin in row o of a block's matrix. */
+static float *span_row(
+	const struct conv *conv, float *scratch, uint32_t block, uint32_t span, uint32_t o)
 {
-	uint32_t first = conv->spans[0].channels;
-	if (c < first)
-		return (struct column){0, c};
-	uint32_t index = c - first;
-	return conv->split ? (struct column){1, index}
-			   : (struct column){0, conv->spans[0].width + index};
+	uint32_t source = conv->split ? span : 0;
+	uint32_t before = conv->split || !span ? 0 : conv->spans[0].width;
+	return plain_matrix(conv, scratch, block, source) + (size_t)o * source_width(conv, source) +
+		before;
 }
 
 static void zero_matrix_row(const struct conv *conv, float *scratch, uint32_t block, uint32_t row)
@@ -173,18 +168,19 @@ static void zero_matrix_row(const struct conv *conv, float *scratch, uint32_t bl
 /* Row o of every block's matrix from the kernel [in, kh, kw] of output channel o. */
 static void plain_row(const struct conv *conv, const float *kernel, float *scratch, uint32_t o)
 {
+	const size_t step = conv->kernel_elems;
 	for (uint32_t b = 0; b < conv->block_count; b++) {
-		uint32_t mask = conv->blocks[b].kernel_mask;
+		const float *in = kernel;
 		zero_matrix_row(conv, scratch, b, o);
-		for (uint32_t c = 0; c < conv->in_channels; c++) {
-			struct column column = column_of(conv, c);
-			float *row = plain_matrix(conv, scratch, b, column.source) +
-				(size_t)o * source_width(conv, column.source);
-			const float *in = kernel + (size_t)c * conv->kernel_elems;
-			float sum = 0.0f;
-			for (uint32_t bits = mask; bits; bits &= bits - 1)
-				sum += in[__builtin_ctz(bits)];
-			row[column.index] = sum;
+		for (uint32_t span = 0; span < conv->span_count; span++) {
+			float *row = span_row(conv, scratch, b, span, o);
+			uint32_t channels = conv->spans[span].channels;
+			for (uint32_t bits = conv->blocks[b].kernel_mask; bits; bits &= bits - 1) {
+				uint32_t k = (uint32_t)__builtin_ctz(bits);
+				for (uint32_t c = 0; c < channels; c++)
+					row[c] += in[c * step + k];
+			}
+			in += channels * step;
 		}
 	}
 }
@@ -259,18 +255,20 @@ void conv_add_data_taps(const struct conv *conv, const struct layout *layout, ui
 static void fold_row(
 	const struct conv *conv, float *scratch, uint32_t o, float *dw, bool accumulate)
 {
-	for (uint32_t c = 0; c < conv->in_channels; c++) {
-		struct column column = column_of(conv, c);
-		size_t at = (size_t)o * source_width(conv, column.source) + column.index;
-		float sums[9] = {0};
+	const size_t step = conv->kernel_elems;
+	if (!accumulate)
+		memset(dw, 0, conv->in_channels * step * sizeof(float));
+	for (uint32_t span = 0; span < conv->span_count; span++) {
+		uint32_t channels = conv->spans[span].channels;
 		for (uint32_t b = 0; b < conv->block_count; b++) {
-			float value = plain_matrix(conv, scratch, b, column.source)[at];
-			for (uint32_t bits = conv->blocks[b].kernel_mask; bits; bits &= bits - 1)
-				sums[__builtin_ctz(bits)] += value;
+			const float *row = span_row(conv, scratch, b, span, o);
+			for (uint32_t bits = conv->blocks[b].kernel_mask; bits; bits &= bits - 1) {
+				uint32_t k = (uint32_t)__builtin_ctz(bits);
+				for (uint32_t c = 0; c < channels; c++)
+					dw[c * step + k] += row[c];
+			}
 		}
-		float *out = dw + (size_t)c * conv->kernel_elems;
-		for (uint32_t k = 0; k < conv->kernel_elems; k++)
-			out[k] = accumulate ? out[k] + sums[k] : sums[k];
+		dw += channels * step;
 	}
 }
 

@@ -63,7 +63,8 @@ struct engine {
 	const char *name;
 	/* Bytes of one packed tap with in_width rows and out_width columns. */
 	size_t (*packed_bytes)(uint32_t in_width, uint32_t out_width);
-	/* matrix [out_width][in_width], or, when transposed, [in_width][out_width]. */
+	/* matrix [out_width][in_width], or, when transposed, [in_width][out_width]; both widths
+	 * are multiples of CHANNEL_ALIGN. */
 	void (*pack)(void *packed, uint32_t in_width, uint32_t out_width, const float *matrix,
 		bool transposed);
 	void (*conv)(const struct conv_call *call);

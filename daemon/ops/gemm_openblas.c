@@ -44,9 +44,13 @@ static void pack(
 		memcpy(rows, matrix, packed_bytes(in_width, out_width));
 		return;
 	}
-	for (uint32_t o = 0; o < out_width; o++)
-		for (uint32_t i = 0; i < in_width; i++)
-			rows[(size_t)i * out_width + o] = matrix[(size_t)o * in_width + i];
+	/* Both widths are multiples of a cache line: turn one square of lines at a time. */
+	for (uint32_t i0 = 0; i0 < in_width; i0 += CHANNEL_ALIGN)
+		for (uint32_t o0 = 0; o0 < out_width; o0 += CHANNEL_ALIGN)
+			for (uint32_t i = i0; i < i0 + CHANNEL_ALIGN; i++)
+				for (uint32_t o = o0; o < o0 + CHANNEL_ALIGN; o++)
+					rows[(size_t)i * out_width + o] =
+						matrix[(size_t)o * in_width + i];
 }
 
 static void add_into(float *restrict dst, const float *restrict src, uint32_t count)
