@@ -20,6 +20,7 @@
 #define FOLDER_MODE 0755
 #define FILE_MODE 0644
 #define WEIGHTS_NAME "diffusion_pytorch_model.safetensors"
+#define WEIGHTS_PATH "unet/" WEIGHTS_NAME
 
 /* True when the folder holds nothing; -errno. */
 static int is_empty(int dir_fd)
@@ -115,8 +116,8 @@ static int write_all(int dir_fd, int fd, const struct checkpoint_info *info, str
 /* Nothing half-made stays: the folder was empty when we came. */
 static void remove_all(int dir_fd, const char *path)
 {
-	static const char *const files[] = {"model_index.json", "unet/config.json",
-		"unet/" WEIGHTS_NAME, "scheduler/scheduler_config.json"};
+	static const char *const files[] = {"model_index.json", "unet/config.json", WEIGHTS_PATH,
+		"scheduler/scheduler_config.json"};
 
 	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
 		unlinkat(dir_fd, files[i], 0);

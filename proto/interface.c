@@ -5,5 +5,5 @@
 const char proto_version[] = CKPTD_VERSION;
 
 const char proto_interface_description[] =
-#include "interface_text.h"
+#include "proto/interface_text.h"
 	;

@@ -1,7 +1,7 @@
 /* ckptctl against a daemon of canned answers: what it asks, what it prints, how it ends. P9: one
  * clear line and the right exit code for everything that can go wrong; P11: what it shows is what
  * it was told. */
-#include "fake_daemon.h"
+#include "tests/unit/fake_daemon.h"
 
 #include <sys/stat.h>
 

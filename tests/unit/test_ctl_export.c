@@ -1,9 +1,9 @@
 /* P12: an export is a folder that diffusers loads (tests/oracle/check_export.py tries the real
  * one): names, files, values, and the EMA weights bit for bit. P1, P9: a checkpoint with one wrong
  * bit is not exported, and nothing half-made stays. */
-#include "store_fixture.h"
+#include "tests/unit/store_fixture.h"
 
-#include "fake_daemon.h"
+#include "tests/unit/fake_daemon.h"
 #include "store/safetensors.h"
 
 static json_t *load_json(const char *dir, const char *name)

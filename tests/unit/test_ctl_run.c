@@ -1,7 +1,7 @@
 /* The foreground command: it makes the run, attaches or starts ckptd, asks it to save and stop on
  * Ctrl-C, and leaves it alone otherwise. The daemon is one of canned answers, or a script that
  * fails. */
-#include "fake_daemon.h"
+#include "tests/unit/fake_daemon.h"
 
 #include "store/run.h"
 

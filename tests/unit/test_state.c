@@ -1,19 +1,16 @@
 /* P3: at every instant a whole state. The state memory's slot machine: every order of begin,
  * commit, skip, pin and kill, with the kill placed after every single store of a commit; torn
  * records; refusals of foreign memory; readers and a writer at the same time. */
-#include "proto/memfd.h"
 #include "proto/state.h"
 
 #include "base/tensor_table.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -487,123 +484,6 @@ static void test_record_bounds(void **unused)
 	assert_false(state_record_valid(&record));
 }
 
-/* -- what is mapped -- */
-
-static int copy_of(const struct state *state, size_t size, unsigned seals, size_t at, uint8_t flip)
-{
-	int fd = memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	uint8_t page[STATE_PAGE];
-
-	assert_true(fd >= 0);
-	memcpy(page, state->map, sizeof(page));
-	page[at] ^= flip;
-	assert_int_equal(pwrite(fd, page, sizeof(page), 0), (ssize_t)sizeof(page));
-	assert_int_equal(ftruncate(fd, (off_t)size), 0);
-	assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
-	return fd;
-}
-
-static void assert_refused(int fd)
-{
-	struct state state;
-	struct error err = {0};
-
-	assert_true(state_map(&state, fd, true, &err) < 0);
-	assert_true(err.text[0] != '\0');
-	assert_null(state.map);
-	close(fd);
-}
-
-static void test_p9_what_is_not_state_memory_is_refused(void **unused)
-{
-	const unsigned seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-	struct state state;
-
-	make(&state, 2);
-	size_t total = (size_t)state.header->total_bytes;
-	struct state again;
-	struct error err;
-	int fd = copy_of(&state, total, seals, 0, 0);
-	assert_int_equal(state_map(&again, fd, true, &err), 0);
-	drop(&again);
-
-	assert_refused(copy_of(&state, total, 0, 0, 0));
-	assert_refused(copy_of(&state, total, F_SEAL_SHRINK | F_SEAL_GROW, 0, 0));
-	assert_refused(copy_of(&state, total - STATE_PAGE, seals, 0, 0));
-	assert_refused(copy_of(&state, total + STATE_PAGE, seals, 0, 0));
-	assert_refused(copy_of(&state, STATE_PAGE, seals, 0, 0));
-	assert_refused(copy_of(&state, 0, seals, 0, 0));
-	for (size_t at = 0; at < offsetof(struct state_header, ladder); at++)
-		assert_refused(copy_of(&state, total, seals, at, 0x01));
-	assert_refused(open("/dev/null", O_RDWR | O_CLOEXEC));
-	/* The ladder's bytes are the supervisor's own: they do not make the memory foreign. */
-	fd = copy_of(&state, total, seals, offsetof(struct state_header, ladder) + 3, 0xff);
-	assert_int_equal(state_map(&again, fd, false, &err), 0);
-	drop(&again);
-	drop(&state);
-}
-
-static void test_the_size_cannot_change(void **unused)
-{
-	struct state state;
-
-	make(&state, 1);
-	assert_int_equal(ftruncate(state.fd, STATE_PAGE), -1);
-	assert_int_equal(errno, EPERM);
-	assert_int_equal(ftruncate(state.fd, (off_t)state.header->total_bytes * 2), -1);
-	assert_true((fcntl(state.fd, F_GETFD) & FD_CLOEXEC) != 0);
-	drop(&state);
-}
-
-static void test_p9_another_run_or_model_is_stale(void **unused)
-{
-	struct state state;
-	struct digest model = model_digest(), other = digest_of("x", 1);
-	struct error err;
-
-	make(&state, 1);
-	assert_int_equal(state_check_identity(&state, run_id, &model, &err), 0);
-	assert_int_equal(
-		state_check_identity(&state, (const uint8_t *)"another run 0000", &model, &err),
-		-ESTALE);
-	assert_non_null(strstr(err.text, "another run"));
-	assert_int_equal(state_check_identity(&state, run_id, &other, &err), -ESTALE);
-	assert_non_null(strstr(err.text, "another model"));
-	drop(&state);
-}
-
-static void test_p9_too_little_memory_is_an_error_at_creation(void **unused)
-{
-	struct digest model = model_digest();
-	struct error err;
-
-	assert_int_equal(state_create((uint64_t)1 << 42, 3, run_id, &model, &err), -ENOMEM);
-	assert_non_null(strstr(err.text, "MiB"));
-}
-
-static void test_layout_has_no_overlap(void **unused)
-{
-	struct state state;
-
-	make(&state, 3);
-	const uint8_t *end = state.map + 5 * STATE_PAGE;
-	for (uint32_t slot = 0; slot < 3; slot++) {
-		assert_true((const uint8_t *)state_sums(&state, slot) >= end);
-		end = (const uint8_t *)(state_sums(&state, slot) + state_sum_count(&state));
-	}
-	assert_int_equal(state_sum_count(&state), SECTION_COUNT * SECTION / SEAL_CHUNK_BYTES);
-	for (uint32_t slot = 0; slot < 3; slot++)
-		for (uint32_t section = 0; section < SECTION_COUNT; section++) {
-			const uint8_t *at = (const uint8_t *)state_section(&state, slot, section);
-
-			assert_true(at >= end);
-			assert_int_equal((size_t)(at - state.map) % SECTION_ALIGN, 0);
-			end = at + SECTION;
-		}
-	assert_true((size_t)(end - state.map) == state.header->total_bytes);
-	drop(&state);
-}
-
 /* -- at the same time -- */
 
 #define COMMITS 3000
@@ -698,11 +578,6 @@ int main(void)
 		cmocka_unit_test(test_p11_empty_all_voids_everything),
 		cmocka_unit_test(test_p3_torn_and_foreign_records_do_not_count),
 		cmocka_unit_test(test_record_bounds),
-		cmocka_unit_test(test_p9_what_is_not_state_memory_is_refused),
-		cmocka_unit_test(test_the_size_cannot_change),
-		cmocka_unit_test(test_p9_another_run_or_model_is_stale),
-		cmocka_unit_test(test_p9_too_little_memory_is_an_error_at_creation),
-		cmocka_unit_test(test_layout_has_no_overlap),
 		cmocka_unit_test(test_p3_saver_against_trainer),
 	};
 

@@ -1,0 +1,173 @@
+/* P9: what is not our state memory is refused before it is mapped, and memory that does not fit is
+ * an error when it is made. */
+#include "proto/state.h"
+
+#include "base/tensor_table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define SECTION SECTION_ALIGN
+
+static const uint8_t run_id[STATE_RUN_ID_SIZE] = "0123456789abcde";
+
+static struct digest model_digest(void)
+{
+	return digest_of("model", 5);
+}
+
+static void make(struct state *state, uint32_t slots)
+{
+	struct digest model = model_digest();
+	struct error err;
+	int fd = state_create(SECTION, slots, run_id, &model, &err);
+
+	if (fd < 0)
+		fail_msg("%s", err.text);
+	if (state_map(state, fd, true, &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+static void drop(struct state *state)
+{
+	int fd = state->fd;
+
+	state_unmap(state);
+	close(fd);
+}
+
+static int copy_of(const struct state *state, size_t size, unsigned seals, size_t at, uint8_t flip)
+{
+	int fd = memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	uint8_t page[STATE_PAGE];
+
+	assert_true(fd >= 0);
+	memcpy(page, state->map, sizeof(page));
+	page[at] ^= flip;
+	assert_int_equal(pwrite(fd, page, sizeof(page), 0), (ssize_t)sizeof(page));
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
+	return fd;
+}
+
+static void assert_refused(int fd)
+{
+	struct state state;
+	struct error err = {0};
+
+	assert_true(state_map(&state, fd, true, &err) < 0);
+	assert_true(err.text[0] != '\0');
+	assert_null(state.map);
+	close(fd);
+}
+
+static void test_p9_what_is_not_state_memory_is_refused(void **unused)
+{
+	const unsigned seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+	struct state state;
+
+	make(&state, 2);
+	size_t total = (size_t)state.header->total_bytes;
+	struct state again;
+	struct error err;
+	int fd = copy_of(&state, total, seals, 0, 0);
+	assert_int_equal(state_map(&again, fd, true, &err), 0);
+	drop(&again);
+
+	assert_refused(copy_of(&state, total, 0, 0, 0));
+	assert_refused(copy_of(&state, total, F_SEAL_SHRINK | F_SEAL_GROW, 0, 0));
+	assert_refused(copy_of(&state, total - STATE_PAGE, seals, 0, 0));
+	assert_refused(copy_of(&state, total + STATE_PAGE, seals, 0, 0));
+	assert_refused(copy_of(&state, STATE_PAGE, seals, 0, 0));
+	assert_refused(copy_of(&state, 0, seals, 0, 0));
+	for (size_t at = 0; at < offsetof(struct state_header, ladder); at++)
+		assert_refused(copy_of(&state, total, seals, at, 0x01));
+	assert_refused(open("/dev/null", O_RDWR | O_CLOEXEC));
+	/* The ladder's bytes are the supervisor's own: they do not make the memory foreign. */
+	fd = copy_of(&state, total, seals, offsetof(struct state_header, ladder) + 3, 0xff);
+	assert_int_equal(state_map(&again, fd, false, &err), 0);
+	drop(&again);
+	drop(&state);
+}
+
+static void test_the_size_cannot_change(void **unused)
+{
+	struct state state;
+
+	make(&state, 1);
+	assert_int_equal(ftruncate(state.fd, STATE_PAGE), -1);
+	assert_int_equal(errno, EPERM);
+	assert_int_equal(ftruncate(state.fd, (off_t)state.header->total_bytes * 2), -1);
+	assert_true((fcntl(state.fd, F_GETFD) & FD_CLOEXEC) != 0);
+	drop(&state);
+}
+
+static void test_p9_another_run_or_model_is_stale(void **unused)
+{
+	struct state state;
+	struct digest model = model_digest(), other = digest_of("x", 1);
+	struct error err;
+
+	make(&state, 1);
+	assert_int_equal(state_check_identity(&state, run_id, &model, &err), 0);
+	assert_int_equal(
+		state_check_identity(&state, (const uint8_t *)"another run 0000", &model, &err),
+		-ESTALE);
+	assert_non_null(strstr(err.text, "another run"));
+	assert_int_equal(state_check_identity(&state, run_id, &other, &err), -ESTALE);
+	assert_non_null(strstr(err.text, "another model"));
+	drop(&state);
+}
+
+static void test_p9_too_little_memory_is_an_error_at_creation(void **unused)
+{
+	struct digest model = model_digest();
+	struct error err;
+
+	assert_int_equal(state_create((uint64_t)1 << 42, 3, run_id, &model, &err), -ENOMEM);
+	assert_non_null(strstr(err.text, "MiB"));
+}
+
+static void test_layout_has_no_overlap(void **unused)
+{
+	struct state state;
+
+	make(&state, 3);
+	const uint8_t *end = state.map + 5 * STATE_PAGE;
+	for (uint32_t slot = 0; slot < 3; slot++) {
+		assert_true((const uint8_t *)state_sums(&state, slot) >= end);
+		end = (const uint8_t *)(state_sums(&state, slot) + state_sum_count(&state));
+	}
+	assert_int_equal(state_sum_count(&state), SECTION_COUNT * SECTION / SEAL_CHUNK_BYTES);
+	for (uint32_t slot = 0; slot < 3; slot++)
+		for (uint32_t section = 0; section < SECTION_COUNT; section++) {
+			const uint8_t *at = (const uint8_t *)state_section(&state, slot, section);
+
+			assert_true(at >= end);
+			assert_int_equal((size_t)(at - state.map) % SECTION_ALIGN, 0);
+			end = at + SECTION;
+		}
+	assert_true((size_t)(end - state.map) == state.header->total_bytes);
+	drop(&state);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_p9_what_is_not_state_memory_is_refused),
+		cmocka_unit_test(test_the_size_cannot_change),
+		cmocka_unit_test(test_p9_another_run_or_model_is_stale),
+		cmocka_unit_test(test_p9_too_little_memory_is_an_error_at_creation),
+		cmocka_unit_test(test_layout_has_no_overlap),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
