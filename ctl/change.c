@@ -83,7 +83,8 @@ int verb_rollback(struct ctl *ctl, const struct args *args)
 {
 	const char *id = args->positional_count > 0 ? args->positional[0] : "";
 	AUTO_JSON reply = NULL;
-	int code = ctl_call(ctl, "Rollback", json_pack("{s:s}", "id", id), ANSWER_SECONDS, &reply);
+	/* It answers when the branch is durable, after the step that runs. */
+	int code = ctl_call(ctl, "Rollback", json_pack("{s:s}", "id", id), 0.0, &reply);
 
 	if (code != CTL_OK)
 		return code;

@@ -15,19 +15,41 @@
 #define ANSWER_SECONDS 10.0
 #define EVENTS_MAX 100000
 
+/* One status a line, for programs, until the daemon ends or nobody reads. */
+static int stream_json(const struct ctl *ctl, struct client *client, struct error *err)
+{
+	int r = client_send(client, "Status", NULL, true, 0, err);
+
+	while (r == 0) {
+		json_t *reply;
+
+		r = client_receive(client, 0, &reply, err);
+		if (r < 0)
+			break;
+		char *text = json_dumps(json_object_get(reply, "status"), JSON_COMPACT);
+		json_decref(reply);
+		if (text == NULL || fprintf(ctl->out, "%s\n", text) < 0 || fflush(ctl->out) != 0)
+			r = error_set(err, -EIO, "cannot write the status");
+		free(text);
+	}
+	return r;
+}
+
 static int look_on(struct ctl *ctl, bool plain)
 {
 	struct watch_options options = {.plain = plain};
-	struct client client;
+	struct client client = {.fd = -1};
 	struct error err;
 	char path[4096];
 
 	int r = client_find(ctl, path, sizeof(path), &err);
 	if (r == 0)
 		r = client_open(path, &client, &err);
+	if (r == 0 && ctl->json)
+		r = stream_json(ctl, &client, &err);
+	client_close(&client);
 	if (r < 0)
 		return ctl_fail(ctl, r, &err);
-	client_close(&client); /* only to fail early with its line */
 	options.socket = path;
 	enum watch_end end = watch(ctl, &options, NULL, &err);
 	if (end == WATCH_LOST)
@@ -37,7 +59,7 @@ static int look_on(struct ctl *ctl, bool plain)
 
 int verb_status(struct ctl *ctl, const struct args *args)
 {
-	if (args_flag(args, "watch") && !ctl->json)
+	if (args_flag(args, "watch"))
 		return look_on(ctl, args_flag(args, "plain"));
 	AUTO_JSON reply = NULL;
 	int code = ctl_call(ctl, "Status", NULL, ANSWER_SECONDS, &reply);

@@ -20,7 +20,9 @@
 #define SOCKET_SECONDS_MAX 60
 #define END_SECONDS_MAX 120
 #define POLL_MS 50
-#define RESTARTS_MAX 5 /* of ckptd itself, in one foreground command */
+/* Of ckptd itself: so many in a row that did not live for so long end the foreground command. */
+#define RESTARTS_MAX 5
+#define LIVED_SECONDS 600
 #define SETS_MAX 64
 
 struct foreground {
@@ -262,6 +264,20 @@ static bool run_once(struct foreground *fg, int *ret_code)
 	return lost(fg, &err, ret_code);
 }
 
+static void run_until_over(struct foreground *fg, int *ret_code)
+{
+	nsec_t begun = clock_monotonic_ns();
+
+	for (int restarts = 0; run_once(fg, ret_code) && restarts < RESTARTS_MAX; restarts++) {
+		nsec_t now = clock_monotonic_ns();
+
+		if (now - begun > LIVED_SECONDS * NSEC_PER_SEC)
+			restarts = 0;
+		begun = now;
+		fprintf(fg->ctl->err, "ckptctl: starting ckptd again\n");
+	}
+}
+
 int verb_run(struct ctl *ctl, const struct args *args)
 {
 	struct foreground fg = {.ctl = ctl, .args = args, .run_fd = -1};
@@ -289,8 +305,7 @@ int verb_run(struct ctl *ctl, const struct args *args)
 		error_set(&err, fg.signal_fd, "signals: %s", strerror(-fg.signal_fd));
 		code = ctl_fail(ctl, fg.signal_fd, &err);
 	} else {
-		for (int i = 0; run_once(&fg, &code) && i < RESTARTS_MAX; i++)
-			fprintf(ctl->err, "ckptctl: starting ckptd again\n");
+		run_until_over(&fg, &code);
 		close(fg.signal_fd);
 		sigprocmask(SIG_SETMASK, &fg.old_mask, NULL);
 	}

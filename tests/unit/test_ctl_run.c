@@ -48,6 +48,26 @@ static void test_watch_prints_what_changes(void **unused)
 	fake_stop(&daemon);
 }
 
+static void test_watch_for_programs_is_one_status_a_line(void **unused)
+{
+	const struct fake_answer answers[] = {{"Status", FAKE_ANSWER, STATUS("starting", "")},
+		{"Status", FAKE_CLOSE_ALL, STATUS("training", "")}, END};
+	struct fake_daemon daemon;
+
+	fake_start(&daemon, answers);
+	struct ran ran = ckptctl("status", "--watch", "--json", "--socket", daemon.path, NULL);
+	assert_int_equal(ran.code, CTL_FAILED);
+	char *second = strchr(ran.out, '\n');
+	assert_non_null(second);
+	*second++ = '\0';
+	AUTO_JSON first = json_loads(ran.out, 0, NULL);
+	AUTO_JSON last = json_loads(second, 0, NULL);
+	assert_string_equal(json_get_text(first, "state", ""), "starting");
+	assert_string_equal(json_get_text(last, "state", ""), "training");
+	ran_fini(&ran);
+	fake_stop(&daemon);
+}
+
 static void test_run_makes_the_run_and_ends_when_it_is_finished(void **unused)
 {
 	const struct fake_answer answers[] = {{"Status", FAKE_ANSWER, STATUS("finished", "")},
@@ -234,6 +254,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_watch_prints_what_changes),
+		cmocka_unit_test(test_watch_for_programs_is_one_status_a_line),
 		cmocka_unit_test(test_run_makes_the_run_and_ends_when_it_is_finished),
 		cmocka_unit_test(test_run_resumes_what_was_stopped),
 		cmocka_unit_test(test_p1_ctrl_c_saves_and_stops),
