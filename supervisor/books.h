@@ -130,10 +130,12 @@ struct fork_job {
 		FORK_ID,   /* this one, wherever it lies */
 		FORK_BEFORE_NEWEST,
 		FORK_LEFT_BEHIND, /* the newest verified suspect one */
+		FORK_START,       /* none: step 0 */
 	} which;
 	uint64_t step;
 	char id[CHECKPOINT_ID_SIZE];
 	bool suspect;
+	bool carry; /* interventions of the branch that is left, for steps to come again */
 	char why[160];
 	struct intervention interventions[LINE_INTERVENTIONS_MAX];
 	uint32_t intervention_count;

@@ -126,6 +126,8 @@ static const struct catalog_row *find_row(const struct view *view, const struct 
 				return row;
 			passed_newest = passed_newest || on_line;
 			break;
+		case FORK_START:
+			return NULL;
 		case FORK_LEFT_BEHIND:
 			if (!on_line && line_is_suspect(&view->line, row->branch, row->step))
 				return row;
@@ -135,16 +137,44 @@ static const struct catalog_row *find_row(const struct view *view, const struct 
 	return NULL;
 }
 
+static bool has_intervention(const struct fork_job *fork, const struct intervention *intervention)
+{
+	for (uint32_t i = 0; i < fork->intervention_count; i++)
+		if (fork->interventions[i].step == intervention->step &&
+			fork->interventions[i].kind == intervention->kind)
+			return true;
+	return false;
+}
+
+/* What the ladder has learned about steps that come again (a window that kills, an engine that
+ * does) goes with it to the new branch: unlearned, two faults would lead in a circle for ever. */
+static void carry_interventions(const struct line *line, struct fork_job *fork, uint64_t fork_step)
+{
+	const struct line_branch *at = line_find(line, line->current);
+
+	CHECK(at);
+	for (; at; at = at->parent ? line_find(line, at->parent) : NULL)
+		for (uint32_t i = 0; i < at->intervention_count; i++)
+			if (at->interventions[i].step >= fork_step &&
+				fork->intervention_count < LINE_INTERVENTIONS_MAX &&
+				!has_intervention(fork, &at->interventions[i]))
+				fork->interventions[fork->intervention_count++] =
+					at->interventions[i];
+}
+
 static int begin_branch(
 	struct books *books, struct view *view, struct fork_job *fork, struct error *err)
 {
-	const struct catalog_row *row = find_row(view, fork);
+	static const struct catalog_row start = {.id = "step 0"};
+	const struct catalog_row *row = fork->which == FORK_START ? &start : find_row(view, fork);
 
 	if (!row && fork->which == FORK_ID)
 		return error_set(err, -ENOENT,
 			"there is no verified checkpoint %s: see `ckptctl checkpoints`", fork->id);
 	if (!row)
 		return error_set(err, -ENOENT, "there is no verified checkpoint to go back to");
+	if (fork->carry)
+		carry_interventions(&view->line, fork, row->step);
 	fork->branch = (struct line_branch){.parent = row->branch,
 		.fork_step = row->step,
 		.fork_root = row->root,

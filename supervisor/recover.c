@@ -14,6 +14,7 @@
 
 #define FORK_RETRY_NS (5 * NSEC_PER_SEC)
 #define FORK_RETRY_MAX_NS (300 * NSEC_PER_SEC)
+#define FORK_FAILURES_MAX 10 /* then on without the branch: about half an hour */
 #define INTERVAL_STEPS_DEFAULT 100
 
 uint64_t interval_steps(const struct supervisor *sup)
@@ -45,7 +46,8 @@ static void supply_fill(const struct supervisor *sup, struct restart_supply *ret
 	*ret = (struct restart_supply){.memory = memory_newest(sup, &record) == 0,
 		.count = sup->survey.count,
 		.left_behind = sup->survey.left_behind,
-		.scratch = !sup->run.ever_verified || sup->survey.unread,
+		.unread = sup->survey.unread,
+		.scratch = !sup->run.ever_verified && !sup->survey.unread,
 		.safe_already = strcmp(sup->shown.engine, "openblas") == 0 &&
 			sup->trainer_threads == 1,
 		.random = random_word()};
@@ -86,8 +88,7 @@ void recover_decide(struct supervisor *sup, const struct obituary *obituary, boo
 	memory_keep_ladder(sup);
 	sup->start_delay_ns = sup->decision.delay_ns;
 	sup->resume_disk = sup->decision.from != RESTART_MEMORY;
-	sup->fork_pending = sup->decision.from == RESTART_FORK_NEWEST ||
-		sup->decision.from == RESTART_FORK_OLDER || sup->decision.from == RESTART_FORK_LEFT;
+	sup->fork_pending = restart_forks(sup->decision.from);
 	sup->fork_retry_ns = clock_monotonic_ns();
 	sup->fork_failures = 0;
 	sup->restarts++;
@@ -142,7 +143,8 @@ static void on_ladder_forked(struct ledger_job *job)
 			backoff_ns(FORK_RETRY_NS, FORK_RETRY_MAX_NS, sup->fork_failures++, 0);
 	}
 	free(job);
-	if (code != 0 && code != -ENOENT)
+	if (code == -ECANCELED ||
+		(code != 0 && code != -ENOENT && sup->fork_failures < FORK_FAILURES_MAX))
 		return;
 	sup->fork_pending = false;
 	if (sup->state == FSM_RESTARTING)
@@ -156,9 +158,12 @@ static void ladder_fork(struct supervisor *sup)
 
 	CHECK(sup->fork_pending && !child_alive(&sup->trainer));
 	sup->fork_retry_ns = 0;
-	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND : FORK_STEP;
+	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND
+		: decision->from == RESTART_FORK_START    ? FORK_START
+							  : FORK_STEP;
 	fork->step = decision->step;
 	fork->suspect = decision->from == RESTART_FORK_OLDER;
+	fork->carry = true;
 	if (decision->skip_window)
 		skip_window(sup, fork);
 	if (decision->safe_engine && strcmp(sup->shown.engine, "openblas") != 0)

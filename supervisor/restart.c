@@ -28,6 +28,7 @@ void ladder_progress(struct ladder *ladder, uint64_t step, uint64_t interval_ste
 	ladder->counted = 0;
 	ladder->free_in_row = 0;
 	ladder->fruitless = 0;
+	ladder->older_taken = 0;
 	if (step - ladder->climb_step < interval_steps)
 		return;
 	ladder_init(ladder);
@@ -49,8 +50,8 @@ nsec_t backoff_ns(nsec_t base_ns, nsec_t max_ns, uint32_t count, uint32_t random
 	return delay_ns;
 }
 
-/* No wait for the first restart after progress, then doubling. Many deaths that each got a little
- * further wait too, but not so long that the wait is all there is. */
+/* No wait for the first restart after progress, then doubling. Deaths that each got on by a step
+ * wait too, but not so long that the wait is all there is. */
 static nsec_t restart_delay_ns(const struct ladder *ladder, uint32_t random)
 {
 	uint32_t tries = ladder->fruitless > ladder->counted ? ladder->fruitless : ladder->counted;
@@ -71,25 +72,30 @@ static bool longest_wait(const struct ladder *ladder)
 		LADDER_DELAY_MAX_NS;
 }
 
-static void note_evidence(struct ladder *ladder, const struct death *death)
+/* How often this step was fatal for this cause, this time included. Other deaths may come between;
+ * when there is no room, the weakest evidence gives way. */
+static uint32_t note_evidence(struct ladder *ladder, const struct death *death)
 {
-	if (ladder->fatal_count > 0 && ladder->fatal_step == death->step &&
-		ladder->fatal_cause == death->cause) {
-		if (ladder->fatal_count < UINT32_MAX)
-			ladder->fatal_count++;
-		return;
+	struct fatal *weakest = &ladder->fatal[0];
+
+	for (uint32_t i = 0; i < LADDER_FATAL_MAX; i++) {
+		struct fatal *fatal = &ladder->fatal[i];
+
+		if (fatal->count > 0 && fatal->step == death->step && fatal->cause == death->cause)
+			return fatal->count < UINT32_MAX ? ++fatal->count : fatal->count;
+		if (fatal->count < weakest->count)
+			weakest = fatal;
 	}
-	ladder->fatal_step = death->step;
-	ladder->fatal_cause = death->cause;
-	ladder->fatal_count = 1;
+	*weakest = (struct fatal){.step = death->step, .cause = death->cause, .count = 1};
+	return 1;
 }
 
 /* The rung this death asks for, before it is asked whether it can apply. *ret_hold: stay on the
  * rung without a new branch. */
-static uint32_t wanted_rung(const struct ladder *ladder, const struct death *death, bool *ret_hold)
+static uint32_t wanted_rung(
+	const struct ladder *ladder, const struct death *death, bool evidence, bool *ret_hold)
 {
 	uint32_t rung = ladder->counted <= 1 ? 0 : ladder->rung + 1;
-	bool evidence = ladder->fatal_count >= 3 || death->kind == DEATH_NONFINITE;
 
 	*ret_hold = false;
 	if (rung > LADDER_RUNG_MAX)
@@ -100,7 +106,7 @@ static uint32_t wanted_rung(const struct ladder *ladder, const struct death *dea
 		rung = 3;
 	if (rung >= 3 && !evidence) {
 		rung = ladder->rung > 2 ? ladder->rung : 2;
-		*ret_hold = !longest_wait(ladder);
+		*ret_hold = rung > 2 || ladder->rung == 2;
 	}
 	return rung;
 }
@@ -113,11 +119,11 @@ static bool rung_applies(
 	case 0:
 		return supply->memory && death->kind != DEATH_MEMORY_CORRUPT;
 	case 1:
-		return supply->count > 0 || supply->scratch;
+		return supply->count > 0 || supply->unread || supply->scratch;
 	case 2:
 		return supply->count > 0;
 	case 3:
-		return supply->count > 0;
+		return supply->count > 0 || supply->scratch;
 	case 4:
 		return !supply->safe_already;
 	default:
@@ -141,9 +147,21 @@ static bool find_older(
 	return false;
 }
 
+static void choose_newest_fork(
+	const struct restart_supply *supply, struct restart_decision *decision)
+{
+	decision->from = RESTART_NEWEST;
+	if (supply->count > 0) {
+		decision->from = RESTART_FORK_NEWEST;
+		decision->step = supply->steps[0];
+	} else if (supply->scratch) {
+		decision->from = RESTART_FORK_START;
+	}
+}
+
 /* Where a rung starts from, given what there is. */
 static void choose_source(const struct ladder *ladder, const struct restart_supply *supply,
-	struct restart_decision *decision)
+	bool fresh_evidence, struct restart_decision *decision)
 {
 	bool older = find_older(ladder, supply, &decision->step);
 
@@ -159,29 +177,42 @@ static void choose_source(const struct ladder *ladder, const struct restart_supp
 		return;
 	case 3:
 	case 4:
-		if (older && !ladder->older_taken) {
+		if (older && !ladder->older_taken)
 			decision->from = RESTART_FORK_OLDER;
-		} else if (supply->count > 0) {
-			decision->from = RESTART_FORK_NEWEST;
-			decision->step = supply->steps[0];
-		} else {
-			decision->from = RESTART_NEWEST;
-		}
+		else
+			choose_newest_fork(supply, decision);
 		return;
 	default:
 		if (older)
 			decision->from = RESTART_FORK_OLDER;
+		else if (supply->left_behind)
+			decision->from = RESTART_FORK_LEFT;
+		else if (fresh_evidence) /* a window that no branch skips yet */
+			choose_newest_fork(supply, decision);
 		else
-			decision->from = supply->left_behind ? RESTART_FORK_LEFT : RESTART_NEWEST;
+			decision->from = RESTART_NEWEST;
 	}
+}
+
+/* Deaths at differing steps blame no state and no data. A trainer that got on a little goes on from
+ * where it was; else the newest checkpoint again, and when waiting longer is no use, an older one.
+ */
+static void choose_held_source(const struct ladder *ladder, const struct death *death,
+	const struct restart_supply *supply, struct restart_decision *decision)
+{
+	decision->from = RESTART_NEWEST;
+	if (death->stepped && rung_applies(0, death, supply))
+		decision->from = RESTART_MEMORY;
+	else if (longest_wait(ladder) && find_older(ladder, supply, &decision->step))
+		decision->from = RESTART_FORK_OLDER;
 }
 
 /* Nothing on disk and step 0 not allowed: then the memory is all there is. */
 static enum restart_from last_resort(
 	enum restart_from from, const struct death *death, const struct restart_supply *supply)
 {
-	if (from == RESTART_NEWEST && supply->count == 0 && !supply->scratch && supply->memory &&
-		death->kind != DEATH_MEMORY_CORRUPT)
+	if (from == RESTART_NEWEST && supply->count == 0 && !supply->unread && !supply->scratch &&
+		supply->memory && death->kind != DEATH_MEMORY_CORRUPT)
 		return RESTART_MEMORY;
 	return from;
 }
@@ -195,23 +226,24 @@ static void decide_counted(struct ladder *ladder, const struct death *death,
 	if (ladder->since_reset++ == 0)
 		ladder->climb_step = ladder->furthest_step;
 	ladder->free_in_row = 0;
-	note_evidence(ladder, death);
-	uint32_t rung = wanted_rung(ladder, death, &hold);
+	uint32_t same = note_evidence(ladder, death);
+	bool evidence = same >= 3 || death->kind == DEATH_NONFINITE;
+	uint32_t rung = wanted_rung(ladder, death, evidence, &hold);
 
 	while (rung < LADDER_RUNG_MAX && !rung_applies(rung, death, supply)) {
 		/* From here on a rung would be taken without its evidence: stay instead. */
-		if (rung == 2 && ladder->fatal_count < 3 && death->kind != DEATH_NONFINITE)
+		if (rung == 2 && !evidence)
 			break;
 		decision->not_applicable |= 1u << rung;
 		rung++;
 	}
 	decision->rung = rung;
-	decision->from = RESTART_NEWEST;
-	if (!hold)
-		choose_source(ladder, supply, decision);
+	if (hold)
+		choose_held_source(ladder, death, supply, decision);
+	else
+		choose_source(ladder, supply, same == 3, decision);
 	decision->from = last_resort(decision->from, death, supply);
-	decision->skip_window = !hold && (rung == 3 || rung == 4) &&
-		(decision->from == RESTART_FORK_OLDER || decision->from == RESTART_FORK_NEWEST);
+	decision->skip_window = rung >= 3 && !hold && restart_forks(decision->from);
 	decision->withdrawn = ladder->older_taken && rung >= 3 && !hold && ladder->rung == 2;
 	if (decision->from == RESTART_FORK_OLDER) {
 		ladder->older_taken = 1;
@@ -295,6 +327,11 @@ const char *death_kind_name(enum death_kind kind)
 	return names[kind];
 }
 
+bool restart_forks(enum restart_from from)
+{
+	return from != RESTART_MEMORY && from != RESTART_NEWEST;
+}
+
 const char *restart_from_text(enum restart_from from)
 {
 	switch (from) {
@@ -308,6 +345,8 @@ const char *restart_from_text(enum restart_from from)
 		return "from the verified checkpoint before the newest, on a new branch";
 	case RESTART_FORK_LEFT:
 		return "from the newest checkpoint left behind, on a new branch";
+	case RESTART_FORK_START:
+		return "from step 0, on a new branch";
 	}
 	return "from nowhere";
 }

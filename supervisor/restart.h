@@ -12,8 +12,9 @@
  *
  * Progress is a finished step beyond the furthest one ever reached: the next death is a first one
  * again. Progress over a whole checkpoint interval beyond the first death of the climb forgets
- * everything. Deaths at differing steps never leave rung 2: they only wait longer, and when the
- * longest wait is reached, the next older checkpoint is tried.
+ * everything. Deaths at differing steps blame nothing, and never lead beyond rung 2: from there on
+ * they go on from memory when they finished a step, else from the newest checkpoint, wait longer
+ * each time, and when the longest wait is reached, the next older checkpoint is tried.
  *
  * The struct lives in the header page of the state memory, so that a new supervisor goes on where
  * the old one was; the database is its record, never its source. */
@@ -26,9 +27,10 @@
 
 #define LADDER_VERSION 1
 #define LADDER_RUNG_MAX 5
+#define LADDER_FATAL_MAX 8
 #define LADDER_DELAY_FIRST_NS (100 * NSEC_PER_MSEC)
 #define LADDER_DELAY_MAX_NS (900 * NSEC_PER_SEC)
-/* Deaths that each made some progress: the wait stays useful. */
+/* Deaths that each finished a step: the wait stays useful. */
 #define LADDER_DELAY_MOVING_MAX_NS (10 * NSEC_PER_SEC)
 #define LADDER_FREE_LIMIT 3     /* uncounted deaths in a row without a finished step */
 #define LADDER_QUICK_RESTARTS 5 /* with progress, before the wait grows at all */
@@ -43,22 +45,27 @@ enum death_kind {
 	DEATH_KIND_COUNT,
 };
 
+/* So many deaths at one step for one cause. */
+struct fatal {
+	uint64_t step;
+	uint32_t cause;
+	uint32_t count; /* 0: free */
+};
+
 struct ladder {
 	uint32_t version;
-	uint32_t rung;          /* taken last */
-	uint32_t counted;       /* counted deaths since progress */
-	uint32_t since_reset;   /* counted deaths since the ladder was last forgotten */
-	uint32_t free_in_row;   /* uncounted deaths without a finished step */
-	uint32_t fruitless;     /* deaths of any kind since a finished step */
-	uint32_t fatal_cause;   /* evidence: this cause ... */
-	uint32_t fatal_count;   /* ... so often in a row ... */
-	uint64_t fatal_step;    /* ... at this step */
-	uint64_t furthest_step; /* ever reached on this memory */
-	uint64_t climb_step;    /* the furthest one when this climb began */
-	uint64_t fork_step;     /* rung 2 and up went back to it; the next one is older still */
-	uint32_t safe_engine;   /* rung 4 and up: forced at each start */
-	uint32_t older_taken;   /* rung 2 has left a newest one behind in this climb */
-	uint64_t check;         /* ladder_seal */
+	uint32_t rung;        /* taken last */
+	uint32_t counted;     /* counted deaths since progress */
+	uint32_t since_reset; /* counted deaths since the ladder was last forgotten */
+	uint32_t free_in_row; /* uncounted deaths without a finished step */
+	uint32_t fruitless;   /* deaths of any kind since a finished step */
+	struct fatal fatal[LADDER_FATAL_MAX]; /* evidence */
+	uint64_t furthest_step;               /* ever reached on this memory */
+	uint64_t climb_step;                  /* the furthest one when this climb began */
+	uint64_t fork_step;   /* rung 2 and up went back to it; the next one is older still */
+	uint32_t safe_engine; /* rung 4 and up: forced at each start */
+	uint32_t older_taken; /* rung 2 has left a newest one behind in this climb */
+	uint64_t check;       /* ladder_seal */
 };
 
 struct death {
@@ -76,6 +83,7 @@ struct restart_supply {
 	uint32_t count; /* verified checkpoints on the line: their steps, greatest first */
 	uint64_t steps[RESTART_STEPS_MAX];
 	bool left_behind;  /* a verified one that the ladder left */
+	bool unread;       /* files on the line that nobody has read yet */
 	bool scratch;      /* step 0 is allowed: the run never had a verified checkpoint */
 	bool safe_already; /* openblas with one thread is what runs now */
 	uint32_t random;   /* for the jitter */
@@ -87,6 +95,7 @@ enum restart_from {
 	RESTART_FORK_NEWEST, /* the same, on a new branch */
 	RESTART_FORK_OLDER,  /* the verified one before it, on a new branch */
 	RESTART_FORK_LEFT,   /* the newest that the ladder left behind, on a new branch */
+	RESTART_FORK_START,  /* step 0, on a new branch: there is no checkpoint yet */
 };
 
 struct restart_decision {
@@ -113,6 +122,9 @@ bool ladder_valid(const struct ladder *ladder);
 
 /* base, 2 base, 4 base, ... (count from 0), at most max; the last quarter of it is jitter. */
 nsec_t backoff_ns(nsec_t base_ns, nsec_t max_ns, uint32_t count, uint32_t random);
+
+/* True when a new branch has to be made durable first. */
+bool restart_forks(enum restart_from from);
 
 const char *death_kind_name(enum death_kind kind);
 /* "from memory", ...: for a sentence. */

@@ -61,11 +61,17 @@ static nsec_t percentile_gap_ns(const struct watchdog *watchdog)
 
 nsec_t watchdog_deadline_ns(const struct watchdog *watchdog)
 {
+	nsec_t rare_ns = 4 * watchdog->gap_max_ns;
 	nsec_t deadline_ns = WATCHDOG_FLOOR_NS;
 
 	CHECK(watchdog->prior_ns > 0);
 	if (watchdog->steps_learned < WATCHDOG_LEARN_STEPS)
 		return watchdog->prior_ns;
+	/* What came only once or twice may come four times as long, within the prior. */
+	if (rare_ns > watchdog->prior_ns)
+		rare_ns = watchdog->prior_ns;
+	if (deadline_ns < rare_ns)
+		deadline_ns = rare_ns;
 	if (deadline_ns < 4 * percentile_gap_ns(watchdog))
 		deadline_ns = 4 * percentile_gap_ns(watchdog);
 	if (deadline_ns < 2 * watchdog->gap_max_ns)

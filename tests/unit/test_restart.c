@@ -59,10 +59,10 @@ static void p5_the_rungs_come_in_order(void **unused)
 		{2, RESTART_FORK_OLDER, 300, false, false},
 		{3, RESTART_FORK_NEWEST, 300, true, false},
 		{4, RESTART_FORK_NEWEST, 300, true, true},
-		{5, RESTART_FORK_OLDER, 200, false, true},
-		{5, RESTART_FORK_OLDER, 100, false, true},
-		{5, RESTART_FORK_LEFT, 0, false, true},
-		{5, RESTART_FORK_OLDER, 300, false, true},
+		{5, RESTART_FORK_OLDER, 200, true, true},
+		{5, RESTART_FORK_OLDER, 100, true, true},
+		{5, RESTART_FORK_LEFT, 0, true, true},
+		{5, RESTART_FORK_OLDER, 300, true, true},
 	};
 	struct ladder ladder = fresh(450);
 	struct restart_supply there = supply();
@@ -193,6 +193,58 @@ static void deaths_at_differing_steps_stay_below_rung_3(void **unused)
 			assert_int_equal(decision.from, RESTART_NEWEST);
 	}
 	assert_true(before_ns == LADDER_DELAY_MAX_NS);
+}
+
+/* Two faults in turn must not lead in a circle: evidence survives other deaths in between. */
+static void evidence_survives_other_deaths(void **unused)
+{
+	struct ladder ladder = fresh(450);
+	struct restart_supply there = supply();
+	struct restart_decision decision = {0};
+
+	for (uint32_t i = 0; i < 3; i++) {
+		struct death fatal = own(450, 11), other = own(431 + i, 11);
+
+		decision = ladder_decide(&ladder, &fatal, &there);
+		if (i < 2)
+			ladder_decide(&ladder, &other, &there);
+	}
+	assert_int_equal(decision.rung, 3);
+	assert_true(decision.skip_window);
+}
+
+static void a_held_trainer_that_steps_goes_on_from_memory(void **unused)
+{
+	struct ladder ladder = fresh(450);
+	struct restart_supply there = supply();
+	struct restart_decision decision = {0};
+
+	for (uint32_t i = 0; i < 5; i++) {
+		struct death death = own(410 + i, 11);
+
+		death.stepped = i == 4;
+		decision = ladder_decide(&ladder, &death, &there);
+	}
+	assert_int_equal(decision.rung, 2);
+	assert_int_equal(decision.from, RESTART_MEMORY);
+	assert_true(decision.delay_ns <= LADDER_DELAY_MOVING_MAX_NS);
+}
+
+static void before_the_first_checkpoint_bad_data_is_skipped_from_the_start(void **unused)
+{
+	struct ladder ladder = fresh(31);
+	struct restart_supply there = {.memory = true, .scratch = true};
+	struct restart_decision decision = {0};
+
+	for (uint32_t i = 0; i < 3; i++) {
+		struct death death = own(31, 11);
+
+		decision = ladder_decide(&ladder, &death, &there);
+	}
+	assert_int_equal(decision.rung, 3);
+	assert_int_equal(decision.not_applicable, 1u << 2);
+	assert_int_equal(decision.from, RESTART_FORK_START);
+	assert_true(decision.skip_window);
 }
 
 static void kills_from_outside_do_not_climb(void **unused)
@@ -347,6 +399,9 @@ int main(void)
 		cmocka_unit_test(progress_makes_the_next_death_a_first_one),
 		cmocka_unit_test(replaying_old_steps_is_no_progress),
 		cmocka_unit_test(deaths_at_differing_steps_stay_below_rung_3),
+		cmocka_unit_test(evidence_survives_other_deaths),
+		cmocka_unit_test(a_held_trainer_that_steps_goes_on_from_memory),
+		cmocka_unit_test(before_the_first_checkpoint_bad_data_is_skipped_from_the_start),
 		cmocka_unit_test(kills_from_outside_do_not_climb),
 		cmocka_unit_test(three_kills_without_a_step_count_as_one),
 		cmocka_unit_test(corrupt_memory_is_never_resumed),
