@@ -204,11 +204,15 @@ static bool lost(struct foreground *fg, const struct error *err, int *ret_code)
 			poll(NULL, 0, POLL_MS);
 		if (!fg->spawned) {
 			*ret_code = report_end(fg);
+			if (*ret_code == CTL_OK)
+				print_newest(fg, "ckptd has ended, as somebody asked it to.\n");
 			return WIFSIGNALED(fg->status);
 		}
 	}
 	int r = client_open(fg->socket, &client, &unused);
 	client_close(&client);
+	if (r == -ENOTCONN)
+		print_newest(fg, "ckptd has ended, as somebody asked it to.\n");
 	*ret_code = r == -ENOTCONN ? CTL_OK : ctl_fail(fg->ctl, -ECONNRESET, err);
 	/* An orderly end takes its socket away; a death leaves it, with nobody behind it. */
 	return r == -ECONNREFUSED;
