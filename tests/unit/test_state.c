@@ -256,7 +256,7 @@ static void walk_run(uint32_t slots, uint64_t seed)
 	struct state state;
 	struct walk walk = {.state = &state, .slots = slots, .rand = seed};
 
-	print_message("slots %u seed %ju\n", slots, (uintmax_t)seed);
+	print_message("# slots %u seed %ju\n", slots, (uintmax_t)seed);
 	make(&state, slots);
 	for (int i = 0; i < 1500; i++) {
 		uint64_t choice = next_random(&walk.rand) % 16;
