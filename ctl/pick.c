@@ -1,5 +1,4 @@
-/* Finding a checkpoint file. As root in another user's folder the file is opened as that user: a
- * checkpoint is believed only when it belongs to who reads it (or root). */
+/* Finding a checkpoint file, with the caller's rights. */
 #include "ctl/pick.h"
 
 #include "ctl/client.h"
@@ -12,23 +11,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Returns true when it changed who we are. */
-static bool become_owner(const char *path)
-{
-	struct stat st;
-
-	if (geteuid() != 0 || stat(path, &st) < 0 || st.st_uid == 0)
-		return false;
-	return seteuid(st.st_uid) == 0;
-}
-
-static int become_self(bool changed, int result, struct error *err)
-{
-	if (changed && seteuid(getuid()) < 0)
-		return error_set(err, -errno, "cannot become oneself again");
-	return result;
-}
-
 int pick_file(const char *path, struct checkpoint_info *ret, struct error *err)
 {
 	const char *slash = strrchr(path, '/');
@@ -40,13 +22,12 @@ int pick_file(const char *path, struct checkpoint_info *ret, struct error *err)
 		memcpy(dir, path, (size_t)(slash - path) + 1);
 		dir[slash - path + 1] = '\0';
 	}
-	bool changed = become_owner(path);
 	int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int fd = dir_fd < 0 ? error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno))
 			    : checkpoint_open(dir_fd, slash != NULL ? slash + 1 : path, ret, err);
 	if (dir_fd >= 0)
 		close(dir_fd);
-	return become_self(changed, fd, err);
+	return fd;
 }
 
 /* Where the run's folder is. */
@@ -96,10 +77,9 @@ int pick_checkpoint(
 	int r = find_run_dir(ctl, dir, sizeof(dir), err);
 	if (r < 0)
 		return r;
-	bool changed = become_owner(dir);
 	int run_fd = run_open_dir(dir, false, err);
 	r = run_fd < 0 ? run_fd : recovery_pick(dir, run_fd, text, ret, &fd, err);
 	if (run_fd >= 0)
 		close(run_fd);
-	return become_self(changed, r < 0 ? r : fd, err);
+	return r < 0 ? r : fd;
 }

@@ -241,6 +241,8 @@ static void fact_slots(const struct look *look, char *text, bool *bad)
 static void fact_storage(const struct look *look, char *text, bool *bad)
 {
 	*bad = !look->storage_ok;
+	if (look->storage_ok && look->free_bytes == 0) /* not looked at yet */
+		return;
 	snprintf(text, LOOK_LINE_MAX, "%s%s%s free", look->storage_text,
 		look->storage_text[0] != '\0' ? ", " : "", bytes(look->free_bytes).text);
 }

@@ -83,10 +83,15 @@ void checkpoint_info_fini(struct checkpoint_info *info)
 
 /* -- the file and its header's bytes -- */
 
-static int check_file(int fd, struct stat *ret, struct error *err)
+/* Who may have written it: ourselves, root, or whoever owns the folder and so the run. The last
+ * lets the group look. */
+static int check_file(int folder_fd, int fd, struct stat *ret, struct error *err)
 {
+	struct stat folder;
 	int rc = sys_fstat(fd, ret);
 
+	if (rc == 0)
+		rc = sys_fstat(folder_fd, &folder);
 	if (rc < 0)
 		return error_set(err, rc, "%s", strerror(-rc));
 	if (!S_ISREG(ret->st_mode))
@@ -95,8 +100,9 @@ static int check_file(int fd, struct stat *ret, struct error *err)
 		return error_set(err, -EPROTONOSUPPORT,
 			"it has %lu hard links: another name could change it; copy it instead",
 			(unsigned long)ret->st_nlink);
-	if (ret->st_uid != geteuid() && ret->st_uid != 0)
-		return error_set(err, -EPROTONOSUPPORT, "it belongs to uid %u, not to uid %u",
+	if (ret->st_uid != geteuid() && ret->st_uid != 0 && ret->st_uid != folder.st_uid)
+		return error_set(err, -EPROTONOSUPPORT,
+			"it belongs to uid %u, neither to uid %u nor to the folder's owner",
 			(unsigned)ret->st_uid, (unsigned)geteuid());
 	return 0;
 }
@@ -377,15 +383,15 @@ static int read_content(const char *json, size_t size, const char *file_name,
 	return rc;
 }
 
-static int open_checked(
-	int fd, const char *file_name, struct checkpoint_info *info, struct error *err)
+static int open_checked(int checkpoints_fd, int fd, const char *file_name,
+	struct checkpoint_info *info, struct error *err)
 {
 	struct stat stat;
 	char *json = NULL;
 	size_t size = 0;
 	int rc;
 
-	rc = check_file(fd, &stat, err);
+	rc = check_file(checkpoints_fd, fd, &stat, err);
 	if (rc < 0)
 		return rc;
 	info->file_bytes = (uint64_t)stat.st_size;
@@ -410,7 +416,7 @@ int checkpoint_open(
 		checkpoints_fd, file_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0);
 	if (fd < 0)
 		return error_set(err, fd, "%s: cannot open: %s", file_name, strerror(-fd));
-	rc = open_checked(fd, file_name, ret, err);
+	rc = open_checked(checkpoints_fd, fd, file_name, ret, err);
 	if (rc < 0) {
 		/* The file shrank between fstat and read. */
 		if (rc == -ENODATA)

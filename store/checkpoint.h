@@ -49,9 +49,9 @@ struct checkpoint_info {
 };
 void checkpoint_info_fini(struct checkpoint_info *info);
 
-/* Opens (O_NOFOLLOW, regular, one link, own uid or root), parses and checks the header against the
- * root's rules that need no data. The error class tells recovery what to write down:
- * -EBADMSG corrupt, -EPROTONOSUPPORT refused, others unreadable. Returns the descriptor. */
+/* Opens (O_NOFOLLOW, regular, one link, of our uid, root's or the folder's), parses and checks the
+ * header against the root's rules that need no data. The error class tells recovery what to write
+ * down: -EBADMSG corrupt, -EPROTONOSUPPORT refused, others unreadable. Returns the descriptor. */
 int checkpoint_open(
 	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err);
 

@@ -452,6 +452,27 @@ static void only_plain_files_of_ours_are_opened(void **state)
 	assert_non_null(strstr(fx->err.text, "step-000000020-b0001"));
 }
 
+static void P10_only_who_owns_the_run_may_have_written_it(void **state)
+{
+	struct fixture *fx = *state;
+	const char *name = "step-000000020-b0001.safetensors";
+	struct checkpoint_saved saved;
+	struct checkpoint_info info;
+
+	if (geteuid() != 0)
+		skip(); /* giving files away needs root */
+	PASS(fixture_try_save(fx, 1, 20, &saved));
+	assert_int_equal(fchownat(fx->fd, name, 12345, 12345, 0), 0);
+	assert_int_equal(checkpoint_open(fx->fd, name, &info, &fx->err), -EPROTONOSUPPORT);
+	assert_non_null(strstr(fx->err.text, "it belongs to uid 12345"));
+	/* The owner of the folder is the owner of the run: the group may look at its files. */
+	assert_int_equal(fchown(fx->fd, 12345, 12345), 0);
+	int fd = checkpoint_open(fx->fd, name, &info, &fx->err);
+	PASS(fd);
+	close(fd);
+	checkpoint_info_fini(&info);
+}
+
 /* A header whose text was changed and whose root was made anew: structure is checked all the same.
  */
 static int open_edited(struct fixture *fx, const char *from, const char *to)
@@ -575,6 +596,7 @@ int main(void)
 		TEST(flipped_header_is_never_accepted),
 		TEST(flipped_data_names_the_chunk),
 		TEST(only_plain_files_of_ours_are_opened),
+		TEST(P10_only_who_owns_the_run_may_have_written_it),
 		TEST(header_must_agree_with_itself),
 		TEST(p8_golden_version_1_is_accepted),
 	};
