@@ -25,15 +25,34 @@ static const char usage[] =
 	"      --strict         in the foreground: a refused configuration is the end (exit\n"
 	"                       code 78) instead of going on with last-good.conf, and a run\n"
 	"                       that was stopped or paused goes on\n"
+	"      --print-conf-man print the manual page of the configuration file\n"
 	"      --version        print the version\n"
 	"  -h, --help           print this\n";
 
-enum { OPTION_CHECK = 256, OPTION_STRICT, OPTION_VERSION };
+enum { OPTION_CHECK = 256, OPTION_STRICT, OPTION_MAN, OPTION_VERSION };
 
 struct command {
 	struct options options;
 	bool check;
 };
+
+/* ckptd.conf(5), from the table that the parser uses. 1: go no further. */
+static int print_conf_man(void)
+{
+	fputs(".TH CKPTD.CONF 5 \"\" \"ckptd\" \"File formats\"\n.SH NAME\n"
+	      "ckptd.conf \\- configuration of ckptd\n.SH DESCRIPTION\n"
+	      "Sections in brackets, then lines of\n.IR key\\~=\\~value ;\n"
+	      "a line that begins with # or ; is a comment.\nWhat is not there has its default.\n"
+	      ".PP\nKeys of the run's identity cannot change once the run has begun.\n"
+	      "Keys of the schedule may, at a start or a reload, and each change is written down "
+	      "at "
+	      "its step.\nFree keys change no bits.\n.SH KEYS\n",
+		stdout);
+	int code = config_write_man(stdout);
+
+	fputs(".SH SEE ALSO\n.BR ckptd (8),\n.BR ckptctl (1)\n", stdout);
+	return code < 0 || fflush(stdout) != 0 ? 2 : 1;
+}
 
 /* 0: go on; else the exit code plus 1. */
 static int parse_options(int argc, char **argv, struct command *command)
@@ -43,6 +62,7 @@ static int parse_options(int argc, char **argv, struct command *command)
 		{"check-config", no_argument, NULL, OPTION_CHECK},
 		{"strict", no_argument, NULL, OPTION_STRICT},
 		{"foreground", no_argument, NULL, OPTION_STRICT},
+		{"print-conf-man", no_argument, NULL, OPTION_MAN},
 		{"version", no_argument, NULL, OPTION_VERSION}, {"help", no_argument, NULL, 'h'},
 		{NULL, 0, NULL, 0}};
 	struct config_source *source = &command->options.source;
@@ -70,6 +90,8 @@ static int parse_options(int argc, char **argv, struct command *command)
 		case OPTION_STRICT:
 			command->options.strict = true;
 			break;
+		case OPTION_MAN:
+			return print_conf_man();
 		case OPTION_VERSION:
 			printf("ckptd %s\n", proto_version);
 			return 1;

@@ -1,0 +1,292 @@
+/* Clients of all kinds: what one does costs no other anything, and only who may changes anything.
+ */
+#include "tests/sim/fake_worker.h"
+#include "tests/sim/rig.h"
+
+#include "proto/frame.h"
+#include "supervisor/control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* -- clients -- */
+
+static void a_bad_client_costs_nobody_else_anything(void **state)
+{
+	static const char *const bad[] = {"not json", "[1]", "{\"method\": 7}", "{\"a\":1,\"a\":2}",
+		"{\"method\": \"x.y\", \"upgrade\": true}"};
+	struct fixture *fx = *state;
+	char byte;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		int fd = sim_connect_now(fx);
+
+		assert_true(write(fd, bad[i], strlen(bad[i]) + 1) > 0);
+		assert_int_equal(read(fd, &byte, 1), 0); /* dropped */
+		close(fd);
+	}
+	/* A frame without an end. */
+	int fd = sim_connect_now(fx);
+	char room[4096];
+	ssize_t sent = 0;
+
+	memset(room, ' ', sizeof(room));
+	for (int i = 0; i < 64 && sent >= 0; i++)
+		sent = send(fd, room, sizeof(room), MSG_NOSIGNAL);
+	assert_true(read(fd, &byte, 1) <= 0);
+	close(fd);
+	/* Half a frame, and then nothing: it may wait, but nobody for it. */
+	fd = sim_connect_now(fx);
+	assert_int_equal(write(fd, "{\"meth", 6), 6);
+	sim_await_only(fx, "training", sim_number_of(fx, "step") + 3, 0);
+	close(fd);
+}
+
+static void a_reader_that_sleeps_is_dropped(void **state)
+{
+	static const char question[] =
+		"{\"method\":\"org.varlink.service.GetInterfaceDescription\","
+		"\"parameters\":{\"interface\":\"io.ckptd.Training\"}}";
+	struct fixture *fx = *state;
+	nsec_t until = clock_monotonic_ns() + PATIENCE;
+	ssize_t sent = 0;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	int fd = sim_connect_now(fx);
+
+	/* Asks for ever and never reads: its answers pile up on our side until it is dropped. */
+	while (clock_monotonic_ns() < until) {
+		sent = send(fd, question, sizeof(question), MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (sent < 0 && errno != EAGAIN)
+			break;
+		if (sent < 0)
+			usleep(1000);
+	}
+	assert_true(sent < 0 && errno != EAGAIN);
+	close(fd);
+	sim_await_only(fx, "training", sim_number_of(fx, "step") + 3, 0);
+}
+
+/* True when there was room; *ret is the connection then. */
+static bool try_client(const struct fixture *fx, int *ret)
+{
+	struct frame_reader reader;
+	struct error error;
+	json_t *reply = NULL, *frame = json_pack("{s:s}", "method", "org.varlink.service.GetInfo");
+
+	*ret = sim_connect_now(fx);
+	frame_reader_init(&reader, FRAME_REPLY_MAX);
+	bool good = frame_send(*ret, frame, 0) == 0 &&
+		frame_receive(*ret, &reader, clock_monotonic_ns() + PATIENCE, &reply, &error) == 0;
+
+	json_decref(frame);
+	json_decref(reply);
+	frame_reader_fini(&reader);
+	if (!good)
+		close(*ret);
+	return good;
+}
+
+static void more_clients_than_there_is_room_for_are_refused(void **state)
+{
+	struct fixture *fx = *state;
+	int fds[CONTROL_CLIENTS_MAX], count = 0;
+	nsec_t until = clock_monotonic_ns() + PATIENCE;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	/* Those that have just gone away may still take up room. */
+	while (count < CONTROL_CLIENTS_MAX && clock_monotonic_ns() < until)
+		count += try_client(fx, &fds[count]);
+	assert_int_equal(count, CONTROL_CLIENTS_MAX);
+	int fd;
+
+	assert_false(try_client(fx, &fd));
+	json_decref(sim_ask(fds[7], json_pack("{s:s}", "method", "io.ckptd.Training.Status")));
+	for (int i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		close(fds[i]);
+	while (!try_client(fx, &fd))
+		assert_true(clock_monotonic_ns() < until);
+	close(fd);
+	sim_await_only(fx, "training", 4, 0);
+}
+
+static void pipelined_calls_are_answered_in_order(void **state)
+{
+	static const char *const names[] = {"org.varlink.service.GetInfo",
+		"io.ckptd.Training.Checkpoints", "io.ckptd.Training.Nothing",
+		"io.ckptd.Training.Config", "org.example.X.Y"};
+	static const char *const members[] = {
+		"vendor", "checkpoints", "method", "config", "interface"};
+	struct fixture *fx = *state;
+	struct frame_reader reader;
+	struct error error;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	int fd = sim_connect_now(fx);
+
+	for (int i = 0; i < 5; i++) {
+		json_t *frame = json_pack("{s:s, s:n}", "method", names[i], "parameters");
+
+		assert_int_equal(frame_send(fd, frame, 0), 0);
+		json_decref(frame);
+	}
+	frame_reader_init(&reader, FRAME_REPLY_MAX);
+	for (int i = 0; i < 5; i++) {
+		json_t *reply;
+
+		assert_int_equal(
+			frame_receive(fd, &reader, clock_monotonic_ns() + PATIENCE, &reply, &error),
+			0);
+		assert_non_null(json_object_get(json_object_get(reply, "parameters"), members[i]));
+		json_decref(reply);
+	}
+	frame_reader_fini(&reader);
+	close(fd);
+}
+
+static void a_stream_follows_the_run(void **state)
+{
+	struct fixture *fx = *state;
+	struct frame_reader reader;
+	struct error error;
+	int64_t step = -1;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	int fd = sim_connect_now(fx);
+	json_t *frame = json_pack("{s:s, s:{s:i}, s:b}", "method", "io.ckptd.Training.Status",
+		"parameters", "interval_ms", 100, "more", 1);
+
+	assert_int_equal(frame_send(fd, frame, 0), 0);
+	json_decref(frame);
+	frame_reader_init(&reader, FRAME_REPLY_MAX);
+	for (int i = 0; i < 5; i++) {
+		json_t *reply;
+
+		assert_int_equal(
+			frame_receive(fd, &reader, clock_monotonic_ns() + PATIENCE, &reply, &error),
+			0);
+		int64_t now = sim_number(
+			json_object_get(json_object_get(reply, "parameters"), "status"), "step");
+
+		assert_true(json_is_true(json_object_get(reply, "continues")));
+		assert_true(now >= step);
+		step = now;
+		json_decref(reply);
+	}
+	assert_true(step > 3);
+	frame_reader_fini(&reader);
+	close(fd);
+}
+
+static void bad_parameters_are_named(void **state)
+{
+	struct fixture *fx = *state;
+	static const struct {
+		const char *method, *parameters, *name;
+	} table[] = {{"Events", "{\"limit\": 0}", "limit"},
+		{"Events", "{\"limit\": \"x\"}", "limit"}, {"Metrics", "{\"kind\": 1}", "kind"},
+		{"Save", "{\"wait\": 1}", "wait"},
+		{"Sample", "{\"sampler\": \"magic\"}", "sampler"},
+		{"Status", "{\"interval_ms\": 1}", "interval_ms"}};
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		json_t *reply = sim_call(
+			fx, table[i].method, json_loads(table[i].parameters, 0, NULL));
+
+		assert_string_equal(
+			json_get_text(reply, "error", ""), "org.varlink.service.InvalidParameter");
+		assert_string_equal(
+			json_get_text(json_object_get(reply, "parameters"), "parameter", ""),
+			table[i].name);
+		json_decref(reply);
+	}
+}
+
+/* Asks as another user; the exit code says what came back. */
+static int ask_as_nobody(const struct fixture *fx, const char *method)
+{
+	int fd = sim_connect_now(fx);
+
+	/* The kernel notes who connects: a new connection after the change of user. */
+	close(fd);
+	if (setgid(65534) < 0 || setuid(65534) < 0)
+		return 10;
+	fd = sim_try_connect(fx);
+	if (fd < 0)
+		return 11;
+	json_t *reply = sim_ask(fd, json_pack("{s:s}", "method", method));
+	const char *error = json_get_text(reply, "error", "");
+
+	if (strcmp(error, "org.varlink.service.PermissionDenied") == 0)
+		return 1;
+	return *error ? 12 : 0;
+}
+
+static void p10_others_may_look_and_not_touch(void **state)
+{
+	static const struct {
+		const char *method;
+		int expected;
+	} table[] = {{"Status", 0}, {"Checkpoints", 0}, {"Events", 0}, {"Metrics", 0},
+		{"Config", 0}, {"Save", 1}, {"Pause", 1}, {"Resume", 1}, {"Stop", 1},
+		{"Rollback", 1}, {"Verify", 1}, {"Sample", 1}, {"Reload", 1}, {"PowerFail", 1},
+		{"PowerOk", 1}};
+	struct fixture *fx = *state;
+	char path[160], name[96];
+
+	if (geteuid() != 0)
+		skip(); /* only root can be somebody else */
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	snprintf(path, sizeof(path), "%s/ckptd.sock", fx->dir);
+	assert_int_equal(chmod(fx->dir, 0755), 0);
+	assert_int_equal(chmod(path, 0666), 0);
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		int code;
+		pid_t pid = fork();
+
+		snprintf(name, sizeof(name), "io.ckptd.Training.%s", table[i].method);
+		if (pid == 0)
+			_exit(ask_as_nobody(fx, name));
+		assert_int_equal(waitpid(pid, &code, 0), pid);
+		assert_int_equal(WEXITSTATUS(code), table[i].expected);
+	}
+	sim_await_only(fx, "training", 4, 0);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		SIM_TEST(a_bad_client_costs_nobody_else_anything),
+		SIM_TEST(a_reader_that_sleeps_is_dropped),
+		SIM_TEST(more_clients_than_there_is_room_for_are_refused),
+		SIM_TEST(pipelined_calls_are_answered_in_order),
+		SIM_TEST(a_stream_follows_the_run),
+		SIM_TEST(bad_parameters_are_named),
+		SIM_TEST(p10_others_may_look_and_not_touch),
+	};
+	int code;
+
+	if (fake_worker(argc, argv, &code))
+		return code;
+	if (argc == 2)
+		cmocka_set_test_filter(argv[1]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
