@@ -241,8 +241,6 @@ static void fact_slots(const struct look *look, char *text, bool *bad)
 static void fact_storage(const struct look *look, char *text, bool *bad)
 {
 	*bad = !look->storage_ok;
-	if (look->storage_ok && look->free_bytes == 0) /* not looked at yet */
-		return;
 	snprintf(text, LOOK_LINE_MAX, "%s%s%s free", look->storage_text,
 		look->storage_text[0] != '\0' ? ", " : "", bytes(look->free_bytes).text);
 }
@@ -312,6 +310,8 @@ static bool fact_applies(const struct look *look, int i)
 		return look->slots > 0;
 	if (facts[i].write == fact_data)
 		return look->data_text[0] != '\0';
+	if (facts[i].write == fact_storage) /* 0: not looked at yet */
+		return !look->storage_ok || look->free_bytes > 0;
 	if (facts[i].write == fact_config)
 		return look->config_text[0] != '\0';
 	return true;
