@@ -7,6 +7,7 @@
 #include "ctl/spawn.h"
 #include "ctl/text.h"
 #include "ctl/watch.h"
+#include "proto/link.h"
 #include "store/recovery.h"
 #include "store/run.h"
 
@@ -46,10 +47,11 @@ static bool child_ended(struct foreground *fg)
 	return !fg->spawned;
 }
 
-/* One line and the log's last ones; the exit code to hand on. */
+/* One line, and the log's last ones unless the last says it all; the exit code to hand on. */
 static int report_end(const struct foreground *fg)
 {
 	const struct ctl *ctl = fg->ctl;
+	char words[ERROR_TEXT_MAX];
 
 	if (WIFSIGNALED(fg->status)) {
 		fprintf(ctl->err, "ckptctl: ckptd was killed by signal %d (%s)\n",
@@ -58,6 +60,11 @@ static int report_end(const struct foreground *fg)
 	}
 	if (WEXITSTATUS(fg->status) == 0)
 		return CTL_OK;
+	if (WEXITSTATUS(fg->status) == LINK_EXIT_CONFIG &&
+		spawn_last_words(&fg->spawn, words, sizeof(words))) {
+		fprintf(ctl->err, "ckptctl: %s\n", words);
+		return LINK_EXIT_CONFIG;
+	}
 	fprintf(ctl->err, "ckptctl: ckptd ended with code %d; the end of %s:\n",
 		WEXITSTATUS(fg->status), fg->spawn.log_path);
 	spawn_print_log(&fg->spawn, ctl->err);
@@ -310,6 +317,9 @@ int verb_run(struct ctl *ctl, const struct args *args)
 		code = ctl_fail(ctl, fg.signal_fd, &err);
 	} else {
 		run_until_over(&fg, &code);
+		/* A wrong setting of a new run can be put right: it was never begun. */
+		if (created && code == LINK_EXIT_CONFIG)
+			setup_undo(fg.run_fd);
 		close(fg.signal_fd);
 		sigprocmask(SIG_SETMASK, &fg.old_mask, NULL);
 	}

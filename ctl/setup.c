@@ -2,10 +2,14 @@
  * neither run.json nor checkpoints to remake it from are found. */
 #include "ctl/setup.h"
 
+#include "base/file.h"
+#include "base/sys.h"
 #include "ctl/client.h"
 #include "store/run.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -113,4 +117,36 @@ int setup_folder(struct setup *setup, bool *ret_created, struct error *err)
 		return r;
 	}
 	return run_fd;
+}
+
+static bool has_entries(int run_fd, const char *folder)
+{
+	int fd = sys_openat(run_fd, folder, O_RDONLY | O_DIRECTORY, 0);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *entry;
+	bool found = false;
+
+	if (dir == NULL) {
+		if (fd >= 0)
+			sys_close(fd);
+		return fd != -ENOENT; /* what cannot be read may hold something */
+	}
+	while (!found && (entry = readdir(dir)) != NULL)
+		found = strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+	closedir(dir);
+	return found;
+}
+
+void setup_undo(int run_fd)
+{
+	int lock_fd;
+	pid_t owner;
+
+	if (run_lock(run_fd, &lock_fd, &owner, NULL) < 0)
+		return;
+	if (!has_entries(run_fd, "checkpoints") && sys_unlinkat(run_fd, "run.json") == 0) {
+		sys_unlinkat(run_fd, "last-good.conf");
+		file_sync_dir(run_fd);
+	}
+	close(lock_fd);
 }

@@ -21,3 +21,6 @@ int setup_read(
 /* Opens the folder, made where missing; a run is made in it when there is none. *ret_created tells.
  * Returns the folder's descriptor. */
 int setup_folder(struct setup *setup, bool *ret_created, struct error *err);
+/* Takes back a run that setup_folder has just made and that never came to a checkpoint: the next
+ * command may choose other identity keys. */
+void setup_undo(int run_fd);

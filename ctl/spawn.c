@@ -114,30 +114,54 @@ int spawn_daemon(const char *dir, const char *const *arguments, const sigset_t *
 	return 0;
 }
 
-void spawn_print_log(const struct spawn *spawn, FILE *out)
+/* What it logged since its start, at most the last LOG_TAIL_BYTES, as lines; the last ones when
+ * there are more than LOG_TAIL_LINES. Returns how many. */
+static int read_tail(const struct spawn *spawn, char tail[LOG_TAIL_BYTES + 1],
+	const char *ret_lines[LOG_TAIL_LINES])
 {
-	char tail[LOG_TAIL_BYTES + 1], clean[LOG_TAIL_BYTES + 1];
 	int fd = open(spawn->log_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	struct stat st;
 
 	if (fd < 0)
-		return;
+		return 0;
 	off_t from = fstat(fd, &st) == 0 ? st.st_size - LOG_TAIL_BYTES : 0;
 	from = from < spawn->log_begun ? spawn->log_begun : from;
 	ssize_t size = pread(fd, tail, LOG_TAIL_BYTES, from);
 	close(fd);
-	if (size <= 0)
-		return;
-	tail[size] = '\0';
-	const char *lines[LOG_TAIL_LINES];
+	tail[size > 0 ? size : 0] = '\0';
 	int count = 0;
 	char *save;
 	for (char *line = strtok_r(tail, "\n", &save); line != NULL;
-		line = strtok_r(NULL, "\n", &save))
-		lines[count++ % LOG_TAIL_LINES] = line;
-	int first = count > LOG_TAIL_LINES ? count - LOG_TAIL_LINES : 0;
-	for (int i = first; i < count; i++) {
-		text_clean(lines[i % LOG_TAIL_LINES], clean, sizeof(clean));
+		line = strtok_r(NULL, "\n", &save)) {
+		if (count == LOG_TAIL_LINES)
+			memmove(ret_lines, ret_lines + 1, --count * sizeof(*ret_lines));
+		ret_lines[count++] = line;
+	}
+	return count;
+}
+
+void spawn_print_log(const struct spawn *spawn, FILE *out)
+{
+	char tail[LOG_TAIL_BYTES + 1], clean[LOG_TAIL_BYTES + 1];
+	const char *lines[LOG_TAIL_LINES];
+	int count = read_tail(spawn, tail, lines);
+
+	for (int i = 0; i < count; i++) {
+		text_clean(lines[i], clean, sizeof(clean));
 		fprintf(out, "  %s\n", clean);
 	}
+}
+
+bool spawn_last_words(const struct spawn *spawn, char *text, size_t size)
+{
+	static const char level[] = " error: ";
+	char tail[LOG_TAIL_BYTES + 1];
+	const char *lines[LOG_TAIL_LINES];
+	int count = read_tail(spawn, tail, lines);
+
+	if (count == 0)
+		return false;
+	const char *words = strstr(lines[count - 1], level);
+	text_clean(words != NULL ? words + strlen(level) : lines[count - 1], text, size);
+	return true;
 }

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct spawn {
@@ -22,3 +23,5 @@ int spawn_daemon(const char *dir, const char *const *arguments, const sigset_t *
 	struct spawn *ret, struct error *err);
 /* The last lines that it logged since its start, indented; nothing when there are none. */
 void spawn_print_log(const struct spawn *spawn, FILE *out);
+/* The last line alone, without its time and level; false when it logged nothing. */
+bool spawn_last_words(const struct spawn *spawn, char *text, size_t size);

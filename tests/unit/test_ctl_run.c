@@ -174,19 +174,39 @@ static void put_script(const char *dir, const char *body)
 	assert_int_equal(chmod(path, 0700), 0);
 }
 
+static void test_p9_a_wrong_setting_is_one_line_and_leaves_no_run(void **unused)
+{
+	char dir[256], state[300], *path = strdup(getenv("PATH")), longer[4096];
+
+	fake_dir(dir, sizeof(dir));
+	snprintf(state, sizeof(state), "%s/wrong", dir);
+	put_script(dir,
+		"echo '2026 ckptd info: run' >&2; "
+		"echo '2026 ckptd error: data = x: no such folder' >&2; exit 78");
+	snprintf(longer, sizeof(longer), "%s:%s", dir, path);
+	setenv("PATH", longer, 1);
+	struct ran ran = ckptctl("run", "--state", state, NULL);
+	assert_int_equal(ran.code, 78);
+	assert_string_equal(ran.err, "ckptctl: data = x: no such folder\n");
+	assert_false(is_run(state));
+	ran_fini(&ran);
+	setenv("PATH", path, 1);
+	free(path);
+}
+
 static void test_p9_a_ckptd_that_ends_early_is_quoted(void **unused)
 {
 	char dir[256], state[300], *path = strdup(getenv("PATH")), longer[4096];
 
 	fake_dir(dir, sizeof(dir));
 	snprintf(state, sizeof(state), "%s/run", dir);
-	put_script(dir, "echo \"args: $*\" >&2; echo \"learning_rate is 'x'\" >&2; exit 78");
+	put_script(dir, "echo \"args: $*\" >&2; echo 'last words' >&2; exit 5");
 	snprintf(longer, sizeof(longer), "%s:%s", dir, path);
 	setenv("PATH", longer, 1);
 	struct ran ran = ckptctl("run", "--state", state, "--set", "seed=3", NULL);
-	assert_int_equal(ran.code, 78);
-	ASSERT_HAS(ran.err, "ckptd ended with code 78");
-	ASSERT_HAS(ran.err, "  learning_rate is 'x'");
+	assert_int_equal(ran.code, 5);
+	ASSERT_HAS(ran.err, "ckptd ended with code 5");
+	ASSERT_HAS(ran.err, "  last words");
 	ASSERT_HAS(ran.err, "args: --foreground --set seed=3 --state /");
 	assert_true(is_run(state));
 	ran_fini(&ran);
@@ -260,6 +280,7 @@ int main(void)
 		cmocka_unit_test(test_p1_ctrl_c_saves_and_stops),
 		cmocka_unit_test(test_a_second_ctrl_c_stops_without_saving),
 		cmocka_unit_test(test_p10_a_refused_stop_leaves_it_running),
+		cmocka_unit_test(test_p9_a_wrong_setting_is_one_line_and_leaves_no_run),
 		cmocka_unit_test(test_p9_a_ckptd_that_ends_early_is_quoted),
 		cmocka_unit_test(test_p9_init_makes_one_run),
 		cmocka_unit_test(test_p9_a_bad_setting_makes_nothing),
