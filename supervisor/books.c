@@ -8,6 +8,7 @@
 #include "base/panic.h"
 #include "proto/state.h"
 #include "supervisor/books_room.h"
+#include "supervisor/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,13 +62,29 @@ void books_give(struct ledger *ledger, void *job)
 	int code = ledger_give(ledger, &head->job);
 
 	if (code < 0) {
-		head->job.result = error_set(&head->job.error, code,
-			"the disk does not keep up: too much waits to be written");
+		head->job.result = error_set(&head->job.error, code, "%s",
+			code == -EAGAIN ? "the disk does not keep up: too much waits to be written"
+					: "ckptd is ending");
 		head->job.done(&head->job);
 	}
 }
 
 /* -- configuration -- */
+
+/* Workers get the configuration as JSON. */
+static int check_utf8(const struct config *config, struct error *err)
+{
+	char text[CONFIG_TEXT_MAX];
+
+	for (size_t i = 0; i < config_key_count(); i++) {
+		config_value_text(config, config_key_at(i), text);
+		if (!text_is_utf8(text))
+			return error_set(err, -EINVAL,
+				"%s: its value is not UTF-8; rename what it names",
+				config_key_at(i)->key);
+	}
+	return 0;
+}
 
 int config_resolve(const struct config_source *source, struct config *ret, struct error *err)
 {
@@ -93,6 +110,8 @@ int config_resolve(const struct config_source *source, struct config *ret, struc
 	}
 	if (code == 0 && source->state_dir)
 		code = config_set(ret, "state_dir", source->state_dir, "--state", err);
+	if (code == 0)
+		code = check_utf8(ret, err);
 	return code < 0 ? code : config_check(ret, err);
 }
 
@@ -223,6 +242,13 @@ void books_open_work(struct ledger_job *job, void *room)
 	}
 	if (realpath(open->run_dir, path))
 		snprintf(open->run_dir, sizeof(open->run_dir), "%s", path);
+	if (!text_is_utf8(open->run_dir)) {
+		open->outcome = OPEN_BROKEN;
+		open_failed(open,
+			error_set(&job->error, -EINVAL,
+				"the path of the state folder is not UTF-8: move it"));
+		return;
+	}
 	code = run_lock(open->run_fd, &open->lock_fd, &open->owner, &job->error);
 	if (code < 0) {
 		open->lock_fd = -1;

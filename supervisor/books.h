@@ -108,6 +108,7 @@ void books_memory_work(struct ledger_job *job, void *room);
 /* What lies on the line. */
 struct survey {
 	bool known;
+	bool catalog; /* false: it could not be read, and only the line is known */
 	struct line line;
 	uint32_t count; /* verified on the line, at most RESTART_STEPS_MAX, greatest step first */
 	uint64_t steps[RESTART_STEPS_MAX];

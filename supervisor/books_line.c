@@ -5,6 +5,7 @@
 
 #include "base/panic.h"
 #include "supervisor/books_room.h"
+#include "supervisor/text.h"
 
 #include <errno.h>
 #include <math.h>
@@ -12,7 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The rows, newest step first, and the line they lie on. */
+/* The rows, newest step first, and the line they lie on. After an error the line may still be
+ * there: view_fini is always due. */
 struct view {
 	struct line line;
 	struct catalog_row *rows; /* owned */
@@ -43,8 +45,6 @@ static int view_load(struct books *books, struct view *ret, struct error *err)
 		code = catalog_list(catalog, &ret->rows, &ret->count, &bad, err);
 	if (catalog)
 		catalog_close(catalog);
-	if (code < 0)
-		view_fini(ret);
 	return code;
 }
 
@@ -94,9 +94,11 @@ void books_survey_work(struct ledger_job *job, void *room)
 	struct view view;
 
 	job->result = view_load(room, &view, &job->error);
-	if (job->result < 0)
+	/* The line alone says which memory may be resumed. */
+	if (job->result < 0 && view.line.count == 0)
 		return;
 	make_survey(&view, &survey->survey);
+	survey->survey.catalog = job->result == 0;
 	view_fini(&view);
 }
 
@@ -193,11 +195,12 @@ void books_fork_work(struct ledger_job *job, void *room)
 	struct view view;
 
 	job->result = view_load(room, &view, &job->error);
-	if (job->result < 0)
-		return;
-	job->result = begin_branch(room, &view, fork, &job->error);
 	if (job->result == 0)
+		job->result = begin_branch(room, &view, fork, &job->error);
+	if (job->result == 0) {
 		make_survey(&view, &fork->survey);
+		fork->survey.catalog = true;
+	}
 	view_fini(&view);
 }
 
@@ -219,12 +222,12 @@ static json_t *row_json(
 	digest_to_hex(&row->root, root);
 	snprintf(path, sizeof(path), "%s/checkpoints/%s%s", books->run_dir, row->id,
 		CHECKPOINT_SUFFIX);
-	json_t *object = json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:I, s:o, s:s, s:b, s:b, s:s}",
-		"id", row->id, "step", (json_int_t)row->step, "branch", (json_int_t)row->branch,
-		"state", row_word(view, row), "root", root, "path", path, "bytes",
-		(json_int_t)row->file_bytes, "loss", json_finite(row->loss), "created",
-		row->created, "keep", row->keep, "on_line", row_on_line(view, row), "text",
-		row->text);
+	json_t *object = json_pack("{s:o, s:I, s:I, s:s, s:s, s:o, s:I, s:o, s:o, s:b, s:b, s:o}",
+		"id", text_json(row->id), "step", (json_int_t)row->step, "branch",
+		(json_int_t)row->branch, "state", row_word(view, row), "root", root, "path",
+		text_json(path), "bytes", (json_int_t)row->file_bytes, "loss",
+		json_finite(row->loss), "created", text_json(row->created), "keep", row->keep,
+		"on_line", row_on_line(view, row), "text", text_json(row->text));
 
 	CHECK(object);
 	return object;
@@ -235,8 +238,10 @@ static int answer_checkpoints(struct books *books, struct query_job *query, stru
 	struct view view;
 	int code = view_load(books, &view, err);
 
-	if (code < 0)
+	if (code < 0) {
+		view_fini(&view);
 		return code;
+	}
 	query->answer = json_array();
 	CHECK(query->answer);
 	for (uint32_t i = 0; i < view.count; i++) {

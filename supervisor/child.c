@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/panic.h"
 #include "proto/link.h"
+#include "supervisor/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -146,9 +147,7 @@ static void forward_line(struct child *child)
 	}
 	if (++child->lines > CHILD_LINES_MAX || child->line[0] == '\0')
 		return;
-	for (char *c = child->line; *c; c++)
-		if ((unsigned char)*c < 0x20 || *c == 0x7f)
-			*c = ' ';
+	text_flatten(child->line);
 	log_info("%s[%d]: %s", child->role, (int)child->pid, child->line);
 }
 

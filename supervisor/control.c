@@ -8,6 +8,7 @@
 #include "base/panic.h"
 #include "proto/frame.h"
 #include "proto/interface.h"
+#include "supervisor/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -192,10 +193,9 @@ void call_error(struct call *call, const char *error, const char *fmt, ...)
 	vsnprintf(text, sizeof(text), fmt, arguments);
 	va_end(arguments);
 	snprintf(name, sizeof(name), "%s.%s", PROTO_INTERFACE, error);
-	json_t *frame = json_pack("{s:s, s:{s:s+}}", "error", name, "parameters", "text", text, "");
+	json_t *frame = json_pack(
+		"{s:s, s:{s:o}}", "error", name, "parameters", "text", text_json(text));
 
-	if (!frame) /* not UTF-8 */
-		frame = json_pack("{s:s, s:{s:s}}", "error", name, "parameters", "text", "?");
 	call_finish(call, frame);
 }
 
@@ -224,11 +224,9 @@ void call_service_error(struct call *call, const char *error, const char *name, 
 	snprintf(full, sizeof(full), "org.varlink.service.%s", error);
 	if (client && strcmp(error, "PermissionDenied") == 0)
 		count_refusal(client->control, call->uid);
-	json_t *parameters = name ? json_pack("{s:s}", name, value) : json_object();
+	json_t *parameters = name ? json_pack("{s:o}", name, text_json(value)) : json_object();
 
-	call_finish(call,
-		json_pack("{s:s, s:o}", "error", full, "parameters",
-			parameters ? parameters : json_object()));
+	call_finish(call, json_pack("{s:s, s:o}", "error", full, "parameters", parameters));
 }
 
 void call_stream(struct call *call, uint64_t interval_ms)

@@ -102,8 +102,9 @@ int ledger_give(struct ledger *ledger, struct ledger_job *job)
 	uint32_t limit = job->droppable ? LEDGER_JOBS_MAX / 2 : LEDGER_JOBS_MAX;
 	int code = 0;
 
-	CHECK(ledger->open);
 	CHECK(job->work && job->done && !job->next);
+	if (!ledger->open)
+		return -ECANCELED;
 	uv_mutex_lock(&ledger->mutex);
 	if (ledger->queued >= limit) {
 		code = -EAGAIN;

@@ -4,6 +4,7 @@
 
 #include "base/panic.h"
 #include "proto/link.h"
+#include "supervisor/text.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -104,14 +105,6 @@ static void classify(const struct ending *ending, struct obituary *ret)
 	}
 }
 
-/* Nothing from a worker reaches a terminal as it is. */
-static void make_printable(char *text)
-{
-	for (; *text; text++)
-		if ((unsigned char)*text < 0x20 || *text == 0x7f)
-			*text = ' ';
-}
-
 void obituary_write(const struct ending *ending, struct obituary *ret)
 {
 	CHECK(ending->role && ending->phase && ending->last_words);
@@ -129,6 +122,6 @@ void obituary_write(const struct ending *ending, struct obituary *ret)
 		"%s died: %s, after step %llu in phase %s%s%.120s", ending->role, ret->cause,
 		(unsigned long long)ending->step, ending->phase, *ending->last_words ? ": " : "",
 		ending->last_words);
-	make_printable(ret->sentence);
+	text_flatten(ret->sentence);
 	CHECK(ret->cause[0] && ret->sentence[0]);
 }

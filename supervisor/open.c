@@ -106,7 +106,9 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 
 	query->query = QUERY_LAST_DEATH;
 	books_give(&sup->ledger, query);
-	if (sup->options.strict && sup->run.wanted != WANTED_RUN) {
+	/* A power pause ends with the next start; in the foreground, a start is what was asked for.
+	 */
+	if (sup->run.wanted != WANTED_RUN && (sup->options.strict || sup->run.power_paused)) {
 		sup->run.wanted = WANTED_RUN;
 		sup->run.power_paused = false;
 		store_run(sup);
@@ -131,6 +133,17 @@ static void run_locked(struct supervisor *sup, const struct open_job *open)
 		log_notice("%s", sup->trouble);
 }
 
+/* Too late, or never begun. */
+static void drop_opened(struct open_job *open)
+{
+	if (open->head.job.result == 0 && open->outcome == OPEN_DONE) {
+		run_fini(&open->run);
+		close(open->lock_fd);
+		close(open->run_fd);
+	}
+	free(open);
+}
+
 static void on_opened(struct ledger_job *job)
 {
 	struct open_job *open = (struct open_job *)job;
@@ -140,7 +153,7 @@ static void on_opened(struct ledger_job *job)
 	sup->revision++;
 	if (job->result == -EAGAIN || job->result == -ECANCELED || sup->state == FSM_ENDED) {
 		sup->poll_ns = clock_monotonic_ns() + RUN_POLL_NS;
-		free(job);
+		drop_opened(open);
 		return;
 	}
 	switch (open->outcome) {
@@ -227,7 +240,12 @@ void survey_take(struct supervisor *sup, struct survey *survey)
 {
 	CHECK(survey->known);
 	line_fini(&sup->survey.line);
-	sup->survey = *survey;
+	if (survey->catalog) {
+		sup->survey = *survey;
+	} else {
+		sup->survey.known = true;
+		sup->survey.line = survey->line;
+	}
 	*survey = (struct survey){0};
 	sup->revision++;
 	sup->newest.known = sup->survey.has_newest;
@@ -250,9 +268,9 @@ static void on_survey(struct ledger_job *job)
 	struct survey_job *survey = (struct survey_job *)job;
 	struct supervisor *sup = survey->head.owner;
 
-	if (job->result == 0)
+	if (survey->survey.known)
 		survey_take(sup, &survey->survey);
-	else if (job->result != -ECANCELED)
+	if (job->result < 0 && job->result != -ECANCELED)
 		sup_event(sup, "warning", "catalog", "%s", job->error.text);
 	free(job);
 }

@@ -130,6 +130,7 @@ static void on_ladder_forked(struct ledger_job *job)
 	struct supervisor *sup = fork->head.owner;
 	int code = job->result;
 
+	sup->forking = false;
 	if (code == 0) {
 		survey_take(sup, &fork->survey);
 		storage_note(sup, true, "");
@@ -156,8 +157,9 @@ static void ladder_fork(struct supervisor *sup)
 	const struct restart_decision *decision = &sup->decision;
 	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_ladder_forked, sup);
 
-	CHECK(sup->fork_pending && !child_alive(&sup->trainer));
+	CHECK(sup->fork_pending && !sup->forking && !child_alive(&sup->trainer));
 	sup->fork_retry_ns = 0;
+	sup->forking = true;
 	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND
 		: decision->from == RESTART_FORK_START    ? FORK_START
 							  : FORK_STEP;
@@ -198,6 +200,8 @@ static bool is_complete(const struct supervisor *sup)
 void schedule_start(struct supervisor *sup)
 {
 	CHECK(sup->state == FSM_RESTARTING);
+	if (sup->forking)
+		return;
 	if (sup->fork_pending) {
 		if (sup->fork_retry_ns > 0 && clock_monotonic_ns() >= sup->fork_retry_ns)
 			ladder_fork(sup);
@@ -245,6 +249,7 @@ static void on_rollback_forked(struct ledger_job *job)
 	struct supervisor *sup = fork->head.owner;
 	struct call *call = fork->call;
 
+	sup->forking = false;
 	if (job->result == 0) {
 		survey_take(sup, &fork->survey);
 		ladder_init(&sup->ladder);
@@ -271,12 +276,13 @@ void rollback_fork(struct supervisor *sup)
 {
 	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_rollback_forked, sup);
 
-	CHECK(sup->rollback_call && !child_alive(&sup->trainer));
+	CHECK(sup->rollback_call && !child_alive(&sup->trainer) && !sup->forking);
 	fork->which = *sup->rollback_id ? FORK_ID : FORK_BEFORE_NEWEST;
 	snprintf(fork->id, sizeof(fork->id), "%s", sup->rollback_id);
 	snprintf(fork->why, sizeof(fork->why), "rollback by uid %u",
 		(unsigned)sup->rollback_call->uid);
 	fork->call = sup->rollback_call;
 	sup->rollback_call = NULL;
+	sup->forking = true;
 	books_give(&sup->ledger, fork);
 }

@@ -72,7 +72,7 @@ void request_resume(struct supervisor *sup, struct call *call, bool only_power)
 			sup_event(sup, "info", "resume",
 				only_power ? "power is back" : "resume was asked for");
 		set_wanted(sup, WANTED_RUN, false);
-		sup_dispatch(sup, FSM_RESUME);
+		sup_dispatch(sup, sup_resume_event(sup));
 	}
 	settle_later(sup, call, FSM_STATE_COUNT);
 	sup_settle(sup);
@@ -125,7 +125,8 @@ void request_rollback(struct supervisor *sup, struct call *call, const char *id)
 			"%.40s is not a checkpoint's id: they look like step-000012000-b0002", id);
 		return;
 	}
-	if (sup->rollback_call || sup->fork_pending || !fsm_next(sup->state, FSM_ROLLBACK).taken) {
+	if (sup->rollback_call || sup->fork_pending || sup->forking ||
+		!fsm_next(sup->state, FSM_ROLLBACK).taken) {
 		call_error(call, "Busy", "the service is %s: try again in a moment",
 			fsm_state_name(sup->state));
 		return;
@@ -178,7 +179,7 @@ static void apply_config(
 	enum log_level level;
 
 	sup->config = *config;
-	sup->config_last_good = false;
+	sup->config_last_good = sup->config_refused_at_start = false;
 	sup->config_text[0] = '\0';
 	if (log_level_parse(config->log_level, &level) == 0)
 		log_set_level(level);

@@ -4,6 +4,7 @@
  * when its save is over. */
 #include "supervisor/control.h"
 #include "supervisor/supervisor.h"
+#include "supervisor/text.h"
 
 #include "base/log.h"
 #include "base/panic.h"
@@ -49,9 +50,9 @@ static void answer_saved(struct supervisor *sup, struct call *call, bool already
 
 	CHECK(newest->known);
 	call_reply(call,
-		json_pack("{s:s, s:I, s:s, s:s, s:b}", "id", newest->id, "step",
-			(json_int_t)newest->step, "root", newest->root, "path", newest->path,
-			"already", already));
+		json_pack("{s:o, s:I, s:o, s:o, s:b}", "id", text_json(newest->id), "step",
+			(json_int_t)newest->step, "root", text_json(newest->root), "path",
+			text_json(newest->path), "already", already));
 }
 
 static void answer_joined(struct supervisor *sup, bool good, bool already)
@@ -63,7 +64,12 @@ static void answer_joined(struct supervisor *sup, bool good, bool already)
 		struct call *next = call->next;
 
 		call->next = NULL;
-		if (good)
+		if (sup->saver.off_line)
+			call_error(call, "Failed",
+				"step %llu of branch %u is saved, but the run went back meanwhile",
+				(unsigned long long)sup->saver.record.step,
+				sup->saver.record.branch);
+		else if (good)
 			answer_saved(sup, call, already);
 		else
 			call_error(call, "Failed", "%s", sup->saver.last_error);
@@ -93,7 +99,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	if (code < 0)
 		return code;
 	saver->in_flight = true;
-	saver->got_saved = saver->over_time = saver->wanted = false;
+	saver->got_saved = saver->off_line = saver->over_time = saver->wanted = false;
 	saver->foreground = foreground || alone;
 	saver->attempt++;
 	worker_options(sup, &options);
@@ -157,6 +163,12 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 		child_kill(&saver->child, SIGKILL);
 		return;
 	}
+	/* A branch may have begun since: then it is verified, but not the newest of this line. */
+	if (sup->survey.known &&
+		!line_contains(&sup->survey.line, saver->record.branch, saver->record.step)) {
+		saver->got_saved = saver->off_line = true;
+		return;
+	}
 	saver->got_saved = true;
 	saver->already = json_get_bool(body, "already", false);
 	saver->last_ms = (int64_t)json_get_real(body, "ms_total", 0);
@@ -188,13 +200,13 @@ static void note_saved(struct supervisor *sup)
 {
 	struct saver *saver = &sup->saver;
 
-	CHECK(sup->newest.known);
 	saver->failures = 0;
 	saver->retry_ns = 0;
 	saver->last_error[0] = '\0';
 	saver->last_end_ns = clock_monotonic_ns();
 	storage_note(sup, true, "");
-	sup_event(sup, "info", "saved", "%s is verified (%lld ms)", sup->newest.id,
+	sup_event(sup, "info", "saved", "step %llu of branch %u is verified (%lld ms)",
+		(unsigned long long)saver->record.step, saver->record.branch,
 		(long long)saver->last_ms);
 	if (!sup->run.ever_verified) {
 		sup->run.ever_verified = true;
@@ -298,6 +310,13 @@ double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns)
 	return due_ns > now_ns ? (double)(due_ns - now_ns) / 1e9 : 0;
 }
 
+/* Between a death and the next start nothing is saved unasked: that state is under suspicion. */
+static bool may_save(const struct supervisor *sup)
+{
+	return (sup->state == FSM_TRAINING && sup->trainer_ready) || sup->state == FSM_PAUSED ||
+		sup->state == FSM_STOPPED || sup->state == FSM_FAILED;
+}
+
 static bool is_due(const struct supervisor *sup, nsec_t now_ns)
 {
 	const struct saver *saver = &sup->saver;
@@ -310,7 +329,7 @@ static bool is_due(const struct supervisor *sup, nsec_t now_ns)
 	bool by_steps = config->interval_steps > 0 && sup->trainer_ready && step > base &&
 		step - base >= (uint64_t)config->interval_steps;
 
-	if (now_ns < saver->retry_ns)
+	if (now_ns < saver->retry_ns || !may_save(sup))
 		return false;
 	if (!saver->wanted && saver->failures == 0 && !by_time && !by_steps)
 		return false;

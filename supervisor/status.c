@@ -1,6 +1,7 @@
 /* What people are told. It must never show what was not measured: null or an empty text stands for
  * what is not known. Invariant: the members are those of the type Status in the interface. */
 #include "supervisor/supervisor.h"
+#include "supervisor/text.h"
 
 #include "base/panic.h"
 #include "proto/interface.h"
@@ -105,18 +106,18 @@ static json_t *newest_json(const struct supervisor *sup)
 
 	if (!newest->known)
 		return json_null();
-	return json_pack("{s:s, s:I, s:s, s:s, s:f}", "id", newest->id, "step",
-		(json_int_t)newest->step, "root", newest->root, "path", newest->path, "age_seconds",
-		age > 0 ? age : 0.0);
+	return json_pack("{s:o, s:I, s:o, s:o, s:f}", "id", text_json(newest->id), "step",
+		(json_int_t)newest->step, "root", text_json(newest->root), "path",
+		text_json(newest->path), "age_seconds", age > 0 ? age : 0.0);
 }
 
 static json_t *save_json(const struct supervisor *sup, nsec_t now_ns)
 {
 	double next = saver_next_seconds(sup, now_ns);
 
-	return json_pack("{s:b, s:o, s:s, s:o}", "in_flight", sup->saver.in_flight, "last_ms",
+	return json_pack("{s:b, s:o, s:o, s:o}", "in_flight", sup->saver.in_flight, "last_ms",
 		sup->saver.last_ms >= 0 ? json_real((double)sup->saver.last_ms) : json_null(),
-		"last_error", sup->saver.last_error, "next_seconds",
+		"last_error", text_json(sup->saver.last_error), "next_seconds",
 		next >= 0 ? json_real(next) : json_null());
 }
 
@@ -139,8 +140,8 @@ static json_t *engine_json(const struct supervisor *sup)
 	long processors = sysconf(_SC_NPROCESSORS_ONLN);
 	uint32_t threads = sup->ladder.safe_engine ? 1 : (uint32_t)sup->config.threads;
 
-	return json_pack("{s:s, s:s, s:i, s:I}", "name", sup->shown.engine, "reason",
-		sup->shown.engine_reason, "threads",
+	return json_pack("{s:o, s:o, s:i, s:I}", "name", text_json(sup->shown.engine), "reason",
+		text_json(sup->shown.engine_reason), "threads",
 		threads > 0 ? (int)threads : (int)(processors > 0 ? processors : 1), "plan_bytes",
 		(json_int_t)sup->shown.plan_bytes);
 }
@@ -152,20 +153,20 @@ static json_t *warnings_json(const struct supervisor *sup)
 
 	if (sup->config_last_good) {
 		snprintf(text, sizeof(text), "going on with last-good.conf: %s", sup->config_text);
-		json_array_append_new(list, json_string(text));
+		json_array_append_new(list, text_json(text));
 	}
 	if (sup->storage_bad) {
 		snprintf(text, sizeof(text), "storage: %s", sup->storage_text);
-		json_array_append_new(list, json_string(text));
+		json_array_append_new(list, text_json(text));
 	}
 	if (sup->wanted_not_durable)
 		json_array_append_new(list,
-			json_string("run.json could not be written: what is wanted would be "
-				    "forgotten by a restart of the daemon"));
+			text_json("run.json could not be written: what is wanted would be "
+				  "forgotten by a restart of the daemon"));
 	if (sup->ledger.dropped > 0 || sup->metrics_lost > 0) {
 		snprintf(text, sizeof(text), "%llu metrics were dropped: the disk does not keep up",
 			(unsigned long long)(sup->ledger.dropped + sup->metrics_lost));
-		json_array_append_new(list, json_string(text));
+		json_array_append_new(list, text_json(text));
 	}
 	return list;
 }
@@ -186,14 +187,14 @@ static void add_numbers(const struct supervisor *sup, json_t *status)
 	double left = (double)sup->config.steps_total - (double)step;
 	bool measured = sup->state == FSM_TRAINING && shown->images_per_second > 0;
 
-	add_object(status, "branch",
-		json_integer(has_record             ? record.branch
-				: sup->newest.known ? sup->newest.branch
-						    : 1));
+	add_object(
+		status, "branch", json_integer(sup->survey.known ? sup->survey.line.current : 1));
 	add_object(status, "step", json_integer((json_int_t)step));
 	add_object(status, "steps_total", json_integer(sup->config.steps_total));
 	add_object(status, "images_seen", json_integer((json_int_t)record.images_seen));
-	add_object(status, "loss", json_finite((double)(has_record ? record.loss : shown->loss)));
+	add_object(status, "loss",
+		json_finite(
+			has_record && record.step > 0 ? (double)record.loss : (double)shown->loss));
 	add_object(status, "holdout_loss", json_finite((double)shown->holdout_loss));
 	add_object(status, "images_per_second",
 		measured ? json_finite(shown->images_per_second) : json_null());
@@ -212,14 +213,14 @@ json_t *status_json(const struct supervisor *sup)
 
 	CHECK(status);
 	state_sentence(sup, text, sizeof(text));
-	add_object(status, "state", json_string(state_word(sup)));
-	add_object(status, "state_text", json_string(text));
-	add_object(status, "wanted", json_string(wanted_name(sup->run.wanted)));
-	add_object(status, "run", json_string(sup->run.id_hex));
-	add_object(status, "run_dir",
-		json_string(sup->has_run ? sup->run_dir : sup->config.state_dir));
+	add_object(status, "state", text_json(state_word(sup)));
+	add_object(status, "state_text", text_json(text));
+	add_object(status, "wanted", text_json(wanted_name(sup->run.wanted)));
+	add_object(status, "run", text_json(sup->run.id_hex));
+	add_object(
+		status, "run_dir", text_json(sup->has_run ? sup->run_dir : sup->config.state_dir));
 	add_numbers(sup, status);
-	add_object(status, "phase", json_string(phase_name(atomic_load(&sup->progress->phase))));
+	add_object(status, "phase", text_json(phase_name(atomic_load(&sup->progress->phase))));
 	add_object(status, "moves",
 		json_integer((json_int_t)(atomic_load(&sup->progress->moves) & INT64_MAX)));
 	add_object(status, "worker", worker_json(sup, now_ns));
@@ -237,21 +238,22 @@ json_t *status_json(const struct supervisor *sup)
 	add_object(status, "slots", slots_json(sup));
 	add_object(status, "engine", engine_json(sup));
 	add_object(status, "storage",
-		json_pack("{s:b, s:s, s:I}", "ok", !sup->storage_bad, "text", sup->storage_text,
-			"free_bytes", (json_int_t)sup->shown.free_bytes));
+		json_pack("{s:b, s:o, s:I}", "ok", !sup->storage_bad, "text",
+			text_json(sup->storage_text), "free_bytes",
+			(json_int_t)sup->shown.free_bytes));
 	add_object(status, "data",
-		json_pack("{s:s, s:I, s:I}", "text", sup->prepared.data_text, "images",
+		json_pack("{s:o, s:I, s:I}", "text", text_json(sup->prepared.data_text), "images",
 			(json_int_t)sup->prepared.images, "classes",
 			(json_int_t)sup->prepared.classes));
 	add_object(status, "preview",
-		json_pack("{s:I, s:s}", "step", (json_int_t)sup->shown.preview_step, "path",
-			sup->shown.preview_path));
+		json_pack("{s:I, s:o}", "step", (json_int_t)sup->shown.preview_step, "path",
+			text_json(sup->shown.preview_path)));
 	add_object(status, "config",
-		json_pack("{s:s, s:s}", "source",
-			sup->config_last_good              ? "last-good"
-				: sup->options.source.path ? sup->options.source.path
-							   : "defaults",
-			"text", sup->config_text));
+		json_pack("{s:o, s:o}", "source",
+			text_json(sup->config_last_good            ? "last-good"
+					: sup->options.source.path ? sup->options.source.path
+								   : "defaults"),
+			"text", text_json(sup->config_text)));
 	add_object(status, "warnings", warnings_json(sup));
 	return status;
 }

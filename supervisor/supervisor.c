@@ -4,6 +4,7 @@
 #include "supervisor/supervisor.h"
 #include "supervisor/control.h"
 #include "supervisor/methods.h"
+#include "supervisor/text.h"
 
 #include "base/log.h"
 #include "base/panic.h"
@@ -45,9 +46,7 @@ void sup_event(struct supervisor *sup, const char *level, const char *kind, cons
 	va_start(arguments, fmt);
 	vsnprintf(event->text, sizeof(event->text), fmt, arguments);
 	va_end(arguments);
-	for (char *c = event->text; *c; c++)
-		if ((unsigned char)*c < 0x20 || *c == 0x7f)
-			*c = ' ';
+	text_flatten(event->text);
 	snprintf(event->kind, sizeof(event->kind), "%s", kind);
 	snprintf(event->level, sizeof(event->level), "%s", level);
 	event->wall_ns = clock_wall_ns();
@@ -118,6 +117,13 @@ static void become_ready(struct supervisor *sup)
 		return;
 	sup->ready_sent = true;
 	notify_send(&sup->notify, "READY=1");
+}
+
+enum fsm_event sup_resume_event(const struct supervisor *sup)
+{
+	bool resting = sup->state == FSM_PAUSED || sup->state == FSM_STOPPED;
+
+	return resting && !sup->prepared.known ? FSM_RETRY : FSM_RESUME;
 }
 
 /* -- calls that wait for a state -- */
@@ -232,10 +238,9 @@ static void enter(struct supervisor *sup, enum fsm_state before)
 		sup->rollback_call = NULL;
 	}
 	/* A pause and a resume may cross. */
-	if (sup->state == FSM_PAUSED && sup->run.wanted == WANTED_RUN)
-		sup_dispatch(sup, FSM_RESUME);
-	else if (sup->state == FSM_STOPPED && sup->run.wanted == WANTED_RUN)
-		sup_dispatch(sup, FSM_RESUME);
+	if ((sup->state == FSM_PAUSED || sup->state == FSM_STOPPED) &&
+		sup->run.wanted == WANTED_RUN)
+		sup_dispatch(sup, sup_resume_event(sup));
 }
 
 static void dispatch_one(struct supervisor *sup, enum fsm_event event)
@@ -252,6 +257,8 @@ static void dispatch_one(struct supervisor *sup, enum fsm_event event)
 		fsm_state_name(step.next));
 	sup->state = step.next;
 	sup->revision++;
+	if (event == FSM_RETRY)
+		sup->retry_ns = 0;
 	act(sup, step.actions, event);
 	if (sup->state != before)
 		enter(sup, before);
@@ -336,7 +343,9 @@ static void tell_systemd(struct supervisor *sup, nsec_t now_ns)
 	if (!slow || now_ns - sup->extended_ns < EXTEND_NS)
 		return;
 	sup->extended_ns = now_ns;
-	if (moves != sup->extended_moves || sup->saver.in_flight)
+	bool waits = !sup->has_run && sup->lock_wait_since_ns > 0;
+
+	if (moves != sup->extended_moves || sup->saver.in_flight || waits)
 		notify_send(&sup->notify, "EXTEND_TIMEOUT_USEC=%d", EXTEND_BY_USEC);
 	sup->extended_moves = moves;
 }
@@ -475,6 +484,11 @@ int supervisor_init(struct supervisor *sup, const struct options *options, struc
 
 int supervisor_run(struct supervisor *sup)
 {
+	struct error error;
+
+	/* A passed socket is nobody else's: it answers from the beginning. */
+	if (sup->passed_socket_fd >= 0 && open_socket(sup, &error) < 0)
+		log_error("%s", error.text);
 	open_run(sup);
 	uv_run(&sup->loop, UV_RUN_DEFAULT);
 	CHECK(sup->state == FSM_ENDED);

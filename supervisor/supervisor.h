@@ -65,6 +65,7 @@ struct prepared {
 struct saver {
 	struct child child;
 	bool in_flight, got_saved, already, over_time;
+	bool off_line; /* what was saved: a branch began while it was */
 	bool foreground;
 	struct state_record record; /* pinned */
 	uint32_t attempt;           /* of any save; in partials' names */
@@ -109,7 +110,7 @@ struct shown {
 struct supervisor {
 	uv_loop_t loop;
 	uv_timer_t tick, start_timer;
-	uv_signal_t signals[6];
+	uv_signal_t signals[4];
 	nsec_t begun_ns, ticked_ns;
 	struct options options;
 	int exit_code;
@@ -169,6 +170,7 @@ struct supervisor {
 	uint32_t restarts;
 	struct call *rollback_call;
 	char rollback_id[CHECKPOINT_ID_SIZE];
+	bool forking;  /* a branch is being made: no trainer may start */
 	bool kill_now; /* stop now was asked */
 
 	struct saver saver;
@@ -186,6 +188,8 @@ struct supervisor {
 	bool ready_sent;
 	nsec_t watchdog_fed_ns, notify_status_ns, drained_ns, space_ns, extended_ns;
 	uint64_t extended_moves;
+	nsec_t told_since_ns; /* workers' events of this second */
+	uint32_t told;
 	struct call *settling; /* calls that wait for a state */
 	int passed_socket_fd;  /* -1: bind one */
 };
@@ -202,6 +206,8 @@ void sup_event(struct supervisor *sup, const char *level, const char *kind, cons
 	__attribute__((format(printf, 4, 5)));
 /* The finished steps, from the record if there is one. */
 uint64_t sup_step(const struct supervisor *sup);
+/* What goes on after a pause or a stop: there may be nothing prepared yet. */
+enum fsm_event sup_resume_event(const struct supervisor *sup);
 /* Answers the calls that wait for a state which is reached, or can no longer be. */
 void sup_settle(struct supervisor *sup);
 

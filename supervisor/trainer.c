@@ -2,6 +2,7 @@
  * value is bounded where it is read. Invariants: there is at most one trainer; after its waitpid no
  * slot is `writing`; each end has one obituary. */
 #include "supervisor/supervisor.h"
+#include "supervisor/text.h"
 
 #include "base/log.h"
 #include "base/panic.h"
@@ -18,6 +19,7 @@
 
 #define STEP_NS_MAX (UINT64_C(86400) * NSEC_PER_SEC)
 #define SMOOTHING 0.1
+#define TOLD_MAX 100 /* events of workers in a second */
 
 /* -- out of memory -- */
 
@@ -77,6 +79,7 @@ void trainer_start(struct supervisor *sup)
 
 	CHECK(!child_alive(&sup->trainer) && !child_alive(&sup->preparer));
 	CHECK(sup->has_memory && sup->prepared.known);
+	CHECK(!sup->forking && !sup->fork_pending);
 	worker_options(sup, &options);
 	options.state_fd = sup->memory.fd;
 	options.progress_fd = sup->progress_fd;
@@ -147,7 +150,17 @@ static void on_message(struct child *child, const char *name, json_t *body)
 void worker_event(struct supervisor *sup, const json_t *body)
 {
 	const char *level = json_get_text(body, "level", "info");
+	nsec_t now_ns = clock_monotonic_ns();
 
+	if (now_ns - sup->told_since_ns > NSEC_PER_SEC) {
+		if (sup->told > TOLD_MAX)
+			log_warning(
+				"%u more events of workers were not kept", sup->told - TOLD_MAX);
+		sup->told_since_ns = now_ns;
+		sup->told = 0;
+	}
+	if (++sup->told > TOLD_MAX)
+		return;
 	if (strcmp(level, "warning") != 0 && strcmp(level, "error") != 0)
 		level = "info";
 	sup_event(sup, level, json_get_text(body, "kind", "worker"), "%s",
@@ -163,14 +176,10 @@ static void remember_death(
 	json_t *death;
 
 	clock_format_utc(clock_wall_ns(), time);
-	death = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "time", time, "role", "train",
-		"cause", obituary->cause, "phase", phase, "step", (json_int_t)sup->death_step,
-		"sentence", obituary->sentence, "stderr_tail", sup->trainer.tail);
-	if (!death) /* the tail was not UTF-8 */
-		death = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "time", time, "role",
-			"train", "cause", obituary->cause, "phase", phase, "step",
-			(json_int_t)sup->death_step, "sentence", obituary->cause, "stderr_tail",
-			"(not text)");
+	death = json_pack("{s:s, s:s, s:o, s:s, s:I, s:o, s:o}", "time", time, "role", "train",
+		"cause", text_json(obituary->cause), "phase", phase, "step",
+		(json_int_t)sup->death_step, "sentence", text_json(obituary->sentence),
+		"stderr_tail", text_json(sup->trainer.tail));
 	CHECK(death);
 	json_decref(sup->shown.last_death);
 	sup->shown.last_death = death;
@@ -288,6 +297,8 @@ const struct child_handlers trainer_handlers = {
 void trainer_halt(struct supervisor *sup)
 {
 	final_save_limit(sup);
+	if (sup->saver.in_flight)
+		child_set_nice(&sup->saver.child, 0);
 	if (child_alive(&sup->preparer)) {
 		child_kill(&sup->preparer, SIGKILL);
 	} else if (child_alive(&sup->trainer)) {

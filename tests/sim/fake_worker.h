@@ -5,14 +5,11 @@
  * What it does wrong is in the file RUN/behave, lines of "key value", read at each start:
  *     step_us N         duration of a step
  *     die_step N        SIGABRT to itself instead of finishing step N
- *     exit_step N, exit_code N    exit instead of finishing step N
- *     poison N          SIGABRT to itself right after starting at step N
- *     hang_step N       stops moving before step N
- *     save_exit N       saver: exit with this code
- *     save_kill N       saver: SIGKILL to itself when its attempt is at most N
- *     save_wait_ms N    saver: waits first
- *     prepare_exit N    preparer: exit with this code
- *     babble N          trainer: sends what is no message */
+ *     exit_step N, exit_code N    exit instead of finishing step N (both unless the branch skips
+ * it) poison N          SIGABRT to itself right after starting at step N hang_step N       stops
+ * moving before step N save_exit N       saver: exit with this code save_kill N       saver:
+ * SIGKILL to itself when its attempt is at most N save_wait_ms N    saver: waits first prepare_exit
+ * N    preparer: exit with this code babble N          trainer: sends what is no message */
 #pragma once
 
 #include "base/tensor_table.h"

@@ -158,6 +158,82 @@ static void p5_a_poisoned_newest_checkpoint_is_left_behind(void **state)
 	json_decref(reply);
 }
 
+/* Two checkpoints, then a step that always kills: the ladder goes up to the branch that skips it.
+ */
+static void p5_a_step_that_always_kills_is_skipped(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_behave(fx, "die_step 60\n");
+	sim_start(fx);
+	for (int64_t step = 10; step <= 20; step += 10) {
+		sim_await_only(fx, "training", step, 0);
+		sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	}
+	json_t *now = sim_await(fx, "training", 61, 4);
+
+	assert_int_equal(sim_number(now, "restarts"), 4);
+	assert_int_equal(sim_number(now, "branch"), 3);
+	json_decref(now);
+	assert_true(sim_told(fx, "suspicion-withdrawn"));
+}
+
+/* Before the first checkpoint there is step 0 to go back to. */
+static void p5_bad_data_before_the_first_checkpoint_is_skipped(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_behave(fx, "exit_step 12\nexit_code 1\n");
+	sim_start(fx);
+	json_t *now = sim_await(fx, "training", 13, 3);
+
+	assert_int_equal(sim_number(now, "branch"), 2);
+	json_decref(now);
+}
+
+/* Five non-finite updates in a row (the worker's word): straight to the branch without them. */
+static void p5_nonfinite_updates_are_skipped_at_once(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_behave(fx, "exit_step 40\nexit_code 77\n");
+	sim_start(fx);
+	sim_await_only(fx, "training", 10, 0);
+	sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	json_t *now = sim_await(fx, "training", 41, 1);
+
+	assert_int_equal(sim_number(now, "restarts"), 1);
+	assert_int_equal(sim_number(now, "branch"), 2);
+	json_decref(now);
+}
+
+/* A seal that does not match: nothing of the memory is used, the disk is next. */
+static void p1_corrupt_memory_goes_to_the_disk(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_start(fx);
+	sim_await_only(fx, "training", 10, 0);
+	sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	sim_behave(fx, "save_exit 76\n");
+	sim_await_only(fx, "training", sim_number_of(fx, "step") + 5, 0);
+	json_t *reply = sim_call(fx, "Save", json_pack("{s:b}", "wait", 1));
+
+	assert_non_null(json_object_get(reply, "error"));
+	json_decref(reply);
+	sim_behave(fx, "");
+	json_t *now = sim_await(fx, "training", 10, 1);
+
+	assert_string_equal(
+		json_get_text(json_object_get(now, "last_death"), "cause", ""), "memory corrupt");
+	assert_int_equal(sim_number(now, "rung"), 1);
+	json_decref(now);
+}
+
 static void p6_a_hang_is_found(void **state)
 {
 	struct fixture *fx = *state;
@@ -209,6 +285,20 @@ static void p9_bad_data_waits_for_a_person_and_a_reload_goes_on(void **state)
 	json_decref(now);
 	sim_behave(fx, "");
 	sim_call_good(fx, "Reload", NULL);
+	sim_await_only(fx, "training", 3, 0);
+}
+
+static void what_failed_before_it_was_prepared_can_be_paused_and_resumed(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_behave(fx, "prepare_exit 78\n");
+	sim_start(fx);
+	sim_await_only(fx, "failed", 0, 0);
+	sim_call_good(fx, "Pause", NULL);
+	sim_await_only(fx, "paused", 0, 0);
+	sim_behave(fx, "");
+	sim_call_good(fx, "Resume", NULL);
 	sim_await_only(fx, "training", 3, 0);
 }
 
@@ -368,9 +458,14 @@ int main(int argc, char **argv)
 		SIM_TEST(a_pause_saves_and_a_resume_goes_on_from_memory),
 		SIM_TEST(sigterm_saves_and_the_next_start_goes_on),
 		SIM_TEST(p5_a_poisoned_newest_checkpoint_is_left_behind),
+		SIM_TEST(p5_a_step_that_always_kills_is_skipped),
+		SIM_TEST(p5_bad_data_before_the_first_checkpoint_is_skipped),
+		SIM_TEST(p5_nonfinite_updates_are_skipped_at_once),
+		SIM_TEST(p1_corrupt_memory_goes_to_the_disk),
 		SIM_TEST(p6_a_hang_is_found),
 		SIM_TEST(a_trainer_that_babbles_is_killed_and_restarted),
 		SIM_TEST(p9_bad_data_waits_for_a_person_and_a_reload_goes_on),
+		SIM_TEST(what_failed_before_it_was_prepared_can_be_paused_and_resumed),
 		SIM_TEST(p7_a_failing_disk_costs_checkpoints_only),
 		SIM_TEST(a_killed_saver_is_tried_again),
 		SIM_TEST(p4_a_save_in_flight_outlives_the_trainer),
