@@ -186,6 +186,7 @@ int main(int argc, char **argv)
 		log_error("%s", error.text);
 		return 1;
 	}
+	CHECK(command.options.worker_path[0] == '/');
 	code = supervisor_init(&sup, &command.options, &error);
 	if (code < 0) {
 		log_error("%s", error.text);

@@ -30,6 +30,7 @@ static bool take_int(struct call *call, const char *name, int64_t fallback, int6
 {
 	json_t *value = json_object_get(call->parameters, name);
 
+	CHECK(fallback <= max);
 	*ret = fallback;
 	if (!value || json_is_null(value))
 		return true;
@@ -116,6 +117,7 @@ static struct query_job *new_query(struct supervisor *sup, struct call *call, in
 {
 	struct query_job *query = books_job(sizeof(*query), books_query_work, on_answer, sup);
 
+	CHECK(call && what != QUERY_LAST_DEATH);
 	query->query = what;
 	query->call = call;
 	query->limit = LIMIT_MAX;
@@ -226,6 +228,7 @@ static void sample_name(char *name, size_t size)
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &parts);
 	strftime(time_text, sizeof(time_text), "%Y%m%d-%H%M%S", &parts);
+	CHECK(size > sizeof("sample-.png") + sizeof(time_text));
 	snprintf(name, size, "sample-%s-%u.png", time_text, ++count);
 }
 
@@ -301,7 +304,8 @@ void methods_handle(void *owner, struct call *call)
 	for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++)
 		if (strcmp(methods[i].name, call->method) == 0)
 			method = &methods[i];
-	CHECK(call->parameters);
+	CHECK(call->parameters && call->method);
+	CHECK(call->client && !call->next);
 	if (!method)
 		call_service_error(call, "MethodNotFound", "method", call->method);
 	else if (method->changes && !call->may_change)

@@ -83,6 +83,8 @@ static void on_last_death(struct ledger_job *job)
 
 static void run_opened(struct supervisor *sup, struct open_job *open)
 {
+	CHECK(!sup->has_run);
+	CHECK(open->run_fd >= 0 && open->lock_fd >= 0);
 	sup->has_run = true;
 	sup->run = open->run;
 	sup->run_fd = open->run_fd;
@@ -121,6 +123,7 @@ static void run_locked(struct supervisor *sup, const struct open_job *open)
 	nsec_t now_ns = clock_monotonic_ns();
 	bool first = sup->lock_wait_since_ns == 0;
 
+	CHECK(!sup->has_run);
 	snprintf(sup->trouble, sizeof(sup->trouble),
 		"waiting for process %d, which still works in %.300s", (int)open->owner,
 		open->run_dir);
@@ -190,6 +193,7 @@ void open_run(struct supervisor *sup)
 {
 	struct open_job *open;
 
+	CHECK(sup->state == FSM_STARTING || sup->state == FSM_WAITING);
 	sup->poll_ns = 0;
 	if (sup->has_run) {
 		sup_dispatch(sup, FSM_RUN_FOUND);
@@ -211,6 +215,7 @@ void open_run(struct supervisor *sup)
 
 void worker_options(const struct supervisor *sup, struct child_options *ret)
 {
+	CHECK(sup->lock_fd >= 0 && sup->null_fd >= 0);
 	*ret = (struct child_options){.worker_path = sup->options.worker_path,
 		.null_fd = sup->null_fd,
 		.state_fd = -1,
@@ -238,7 +243,8 @@ void start_frame_send(struct supervisor *sup, struct child *child, json_t *more)
 
 void survey_take(struct supervisor *sup, struct survey *survey)
 {
-	CHECK(survey->known);
+	CHECK(survey->known && survey->line.count > 0);
+	CHECK(survey->count <= RESTART_STEPS_MAX);
 	line_fini(&sup->survey.line);
 	if (survey->catalog) {
 		sup->survey = *survey;
@@ -288,6 +294,7 @@ void prepare_start(struct supervisor *sup)
 	struct child_options options;
 
 	CHECK(!child_alive(&sup->preparer) && !child_alive(&sup->trainer));
+	CHECK(sup->has_run && sup->state == FSM_PREPARING);
 	worker_options(sup, &options);
 	options.progress_fd = sup->progress_fd;
 	sup->prepared.known = false;
@@ -337,6 +344,7 @@ static void prepare_done(struct supervisor *sup)
 {
 	struct state_record record;
 
+	CHECK(sup->prepared.known && !child_alive(&sup->preparer));
 	sup->retries = 0;
 	memory_adopt_stored(sup);
 	sup->resume_disk = memory_newest(sup, &record) < 0;

@@ -82,6 +82,8 @@ void recover_decide(struct supervisor *sup, const struct obituary *obituary, boo
 		.stepped = stepped};
 	struct restart_supply supply;
 
+	CHECK(!child_alive(&sup->trainer) && sup->state == FSM_TRAINING);
+	CHECK(!obituary->planned && !obituary->person);
 	supply_fill(sup, &supply);
 	ladder_progress(&sup->ladder, sup->death_step, interval_steps(sup));
 	sup->decision = ladder_decide(&sup->ladder, &death, &supply);
@@ -117,6 +119,7 @@ static void skip_window(struct supervisor *sup, struct fork_job *fork)
 
 	if (window > sup->death_step)
 		window = 1;
+	CHECK(window >= 1 && sup->config.batch_size >= 1);
 	snprintf(value, sizeof(value), "%llu",
 		(unsigned long long)(window * (uint64_t)sup->config.batch_size));
 	add_intervention(fork,
@@ -130,6 +133,7 @@ static void on_ladder_forked(struct ledger_job *job)
 	struct supervisor *sup = fork->head.owner;
 	int code = job->result;
 
+	CHECK(sup->forking);
 	sup->forking = false;
 	if (code == 0) {
 		survey_take(sup, &fork->survey);
@@ -199,7 +203,8 @@ static bool is_complete(const struct supervisor *sup)
 
 void schedule_start(struct supervisor *sup)
 {
-	CHECK(sup->state == FSM_RESTARTING);
+	CHECK(sup->state == FSM_RESTARTING && sup->prepared.known);
+	CHECK(!child_alive(&sup->trainer));
 	if (sup->forking)
 		return;
 	if (sup->fork_pending) {
@@ -249,6 +254,7 @@ static void on_rollback_forked(struct ledger_job *job)
 	struct supervisor *sup = fork->head.owner;
 	struct call *call = fork->call;
 
+	CHECK(call && sup->forking);
 	sup->forking = false;
 	if (job->result == 0) {
 		survey_take(sup, &fork->survey);

@@ -18,7 +18,7 @@ static void settle_later(struct supervisor *sup, struct call *call, enum fsm_sta
 {
 	if (!call)
 		return;
-	CHECK(!call->next);
+	CHECK(!call->next && (unsigned)state <= FSM_STATE_COUNT);
 	call->wants = state;
 	call->next = sup->settling;
 	sup->settling = call;
@@ -80,6 +80,7 @@ void request_resume(struct supervisor *sup, struct call *call, bool only_power)
 
 void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now)
 {
+	CHECK(call && !call->next);
 	if (!sup->has_run && !exit) {
 		call_error(call, "NoRun", "%s", sup->trouble);
 		return;
@@ -120,6 +121,8 @@ void request_rollback(struct supervisor *sup, struct call *call, const char *id)
 	uint64_t step;
 	uint32_t branch;
 
+	CHECK(call && strlen(id) < sizeof(sup->rollback_id));
+	CHECK(sup->has_run);
 	if (*id && checkpoint_id_parse(id, &step, &branch) < 0) {
 		call_error(call, "NotFound",
 			"%.40s is not a checkpoint's id: they look like step-000012000-b0002", id);
@@ -178,6 +181,7 @@ static void apply_config(
 	bool longer = config->steps_total > sup->config.steps_total;
 	enum log_level level;
 
+	CHECK(config->steps_total > 0 && config->hang_timeout > 0);
 	sup->config = *config;
 	sup->config_last_good = sup->config_refused_at_start = false;
 	sup->config_text[0] = '\0';
@@ -228,6 +232,7 @@ void request_reload(struct supervisor *sup, struct call *call)
 {
 	struct reload_job *reload = books_job(sizeof(*reload), books_reload_work, on_reloaded, sup);
 
+	CHECK(!call || !call->next);
 	notify_send(&sup->notify, "RELOADING=1\nMONOTONIC_USEC=%lld",
 		(long long)(clock_monotonic_ns() / NSEC_PER_USEC));
 	reload->source = sup->options.source;

@@ -26,6 +26,7 @@ void storage_note(struct supervisor *sup, bool good, const char *text)
 {
 	bool was_bad = sup->storage_bad;
 
+	CHECK(good || *text);
 	sup->storage_bad = !good;
 	snprintf(sup->storage_text, sizeof(sup->storage_text), "%s", good ? "" : text);
 	sup->revision++;
@@ -92,6 +93,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	bool alone = !child_alive(&sup->trainer);
 
 	CHECK(!saver->in_flight && !child_alive(&saver->child));
+	CHECK(sup->has_run && sup->state != FSM_ENDED);
 	if (memory_newest(sup, &saver->record) < 0)
 		return -ENOENT;
 	int code = state_pin_newest(&sup->memory, &saver->record);
@@ -157,6 +159,7 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	struct saver *saver = &sup->saver;
 	struct newest *newest = &sup->newest;
 
+	CHECK(saver->in_flight && sup->has_memory);
 	if (json_get_int(body, "step", -1) != (int64_t)saver->record.step ||
 		json_get_int(body, "branch", -1) != (int64_t)saver->record.branch) {
 		saver->child.protocol_broken = true;
@@ -200,6 +203,7 @@ static void note_saved(struct supervisor *sup)
 {
 	struct saver *saver = &sup->saver;
 
+	CHECK(!saver->in_flight && saver->got_saved);
 	saver->failures = 0;
 	saver->retry_ns = 0;
 	saver->last_error[0] = '\0';
@@ -222,6 +226,7 @@ static void note_corrupt(struct supervisor *sup)
 		child_kill(&sup->trainer, SIGKILL);
 		return;
 	}
+	CHECK(!sup->saver.in_flight);
 	memory_empty(sup);
 	sup->resume_disk = true;
 }
@@ -240,6 +245,7 @@ static void note_failed(struct supervisor *sup, const struct child *child)
 	struct obituary obituary;
 	nsec_t wait_ns = backoff_ns(RETRY_NS, RETRY_MAX_NS, saver->failures, 0);
 
+	CHECK(!saver->in_flight);
 	obituary_write(&ending, &obituary);
 	/* A saver that was shot is tried again at once, once. */
 	if (child->term_signal && saver->failures == 0)
@@ -341,8 +347,9 @@ static void watch_saver(struct supervisor *sup, nsec_t now_ns)
 	struct saver *saver = &sup->saver;
 	nsec_t age_ns = now_ns - saver->child.begun_ns;
 	nsec_t limit_ns = LIMIT_NS +
-		(nsec_t)(sup->prepared.section_bytes * 4 / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
+		(nsec_t)(sup->memory.header->block_bytes / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
 
+	CHECK(saver->in_flight && child_alive(&saver->child));
 	if (!saver->foreground && sup->config.interval > 0 &&
 		age_ns > sup->config.interval * NSEC_PER_SEC / 2) {
 		saver->foreground = true;
@@ -386,6 +393,7 @@ void final_save_begin(struct supervisor *sup)
 
 static void final_save_over(struct supervisor *sup)
 {
+	CHECK(sup->final.active && !sup->saver.in_flight);
 	sup->final = (struct final_save){0};
 	sup->kill_now = false;
 	sup_dispatch(sup, FSM_SAVE_OVER);

@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define STATUS_MEMBERS 31 /* of the type Status */
+
 static int64_t rss_bytes(pid_t pid)
 {
 	char path[64];
@@ -42,6 +44,7 @@ static void state_sentence(const struct supervisor *sup, char *text, size_t size
 {
 	const char *trouble = sup->trouble;
 
+	CHECK(size > 0);
 	switch (sup->state) {
 	case FSM_STARTING:
 		snprintf(text, size, "%s", *trouble ? trouble : "opening the run");
@@ -102,6 +105,7 @@ static json_t *worker_json(const struct supervisor *sup, nsec_t now_ns)
 static json_t *newest_json(const struct supervisor *sup)
 {
 	const struct newest *newest = &sup->newest;
+	CHECK(!newest->known || newest->id[0]);
 	double age = (double)(clock_wall_ns() - newest->wall_ns) / 1e9;
 
 	if (!newest->known)
@@ -149,6 +153,8 @@ static json_t *engine_json(const struct supervisor *sup)
 static json_t *warnings_json(const struct supervisor *sup)
 {
 	json_t *list = json_array();
+
+	CHECK(list);
 	char text[ERROR_TEXT_MAX + 64];
 
 	if (sup->config_last_good) {
@@ -255,6 +261,7 @@ json_t *status_json(const struct supervisor *sup)
 								   : "defaults"),
 			"text", text_json(sup->config_text)));
 	add_object(status, "warnings", warnings_json(sup));
+	CHECK(json_object_size(status) == STATUS_MEMBERS);
 	return status;
 }
 

@@ -170,6 +170,8 @@ void sup_settle(struct supervisor *sup)
 
 static void end_loop(struct supervisor *sup)
 {
+	CHECK(sup->state == FSM_ENDED);
+	CHECK(!child_alive(&sup->trainer) && !child_alive(&sup->preparer));
 	notify_send(&sup->notify, "STOPPING=1");
 	schedule_cancel(sup);
 	uv_timer_stop(&sup->tick);
@@ -180,6 +182,7 @@ static void end_loop(struct supervisor *sup)
 
 static void retry_later(struct supervisor *sup)
 {
+	CHECK(sup->state == FSM_FAILED || sup->state == FSM_PREPARING);
 	nsec_t base_ns = sup->state == FSM_FAILED ? FAILED_RETRY_NS : PREPARE_RETRY_NS;
 
 	sup->retry_ns = clock_monotonic_ns() + backoff_ns(base_ns, RETRY_MAX_NS, sup->retries++, 0);

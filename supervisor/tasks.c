@@ -94,7 +94,7 @@ static void on_ended(struct child *child)
 	bool good = !child->term_signal && !child->protocol_broken &&
 		(child->exit_status == 0 || (verify && json_array_size(answer) > 0));
 
-	CHECK(call);
+	CHECK(call && !child_alive(child));
 	task->call = NULL;
 	task->answer = NULL;
 	if (!answer || !good) {

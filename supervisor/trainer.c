@@ -110,6 +110,7 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 {
 	const char *from = json_get_text(body, "from", "");
 
+	CHECK(child_alive(&sup->trainer) && sup->has_memory);
 	sup->trainer_ready = true;
 	sup->resume_disk = false;
 	sup->start_delay_ns = 0;
@@ -191,6 +192,7 @@ static void attempt_end(struct supervisor *sup, const struct obituary *obituary,
 		sizeof(*end), books_attempt_end_work, on_attempt_begun, sup);
 	struct history_attempt *attempt = &end->attempt;
 
+	CHECK(sup->attempt_token > 0);
 	end->token = sup->attempt_token;
 	snprintf(attempt->role, sizeof(attempt->role), "train");
 	attempt->pid = sup->trainer.pid;
@@ -211,7 +213,9 @@ static void attempt_end(struct supervisor *sup, const struct obituary *obituary,
 /* What an end means for the table. */
 static void follow_end(struct supervisor *sup, const struct obituary *obituary, bool stepped)
 {
+	CHECK(!child_alive(&sup->trainer));
 	if (sup->state != FSM_TRAINING) {
+		CHECK(sup->trainer.asked || sup->kill_now || sup->state == FSM_ROLLING);
 		sup_dispatch(sup, FSM_GONE);
 	} else if (sup->trainer_finished && !sup->trainer.term_signal &&
 		sup->trainer.exit_status == LINK_EXIT_DONE) {
@@ -257,7 +261,7 @@ static void on_ended(struct child *child)
 		.last_words = child->last_words};
 	struct obituary obituary;
 
-	CHECK(sup->has_memory);
+	CHECK(sup->has_memory && !child_alive(child));
 	state_clear_writing(&sup->memory);
 	note_death_step(sup);
 	ending.step = sup->death_step;
@@ -346,6 +350,7 @@ static void watch(struct supervisor *sup, struct child *child, nsec_t elapsed_ns
 	bool excused = atomic_load(&progress->phase) == PHASE_WAIT && sup->saver.in_flight;
 	char quiet[CLOCK_TEXT_SIZE];
 
+	CHECK(child == &sup->trainer || child == &sup->preparer);
 	if (child->state != CHILD_RUNNING || child->hang)
 		return;
 	if (!watchdog_tick(&sup->watchdog, elapsed_ns, moves, step, excused))
