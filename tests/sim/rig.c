@@ -75,9 +75,13 @@ _Noreturn void sim_run_ckptd(const struct fixture *fx)
 	static struct supervisor sup;
 	struct options options = {.source.state_dir = fx->dir};
 	struct error error;
+	static char path[160];
 	char log[160];
 
 	snprintf(log, sizeof(log), "%s/log", fx->dir);
+	snprintf(path, sizeof(path), "%s/ckptd.conf", fx->dir);
+	if (access(path, F_OK) == 0)
+		options.source.path = path;
 	int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
 
 	dup2(fd, STDERR_FILENO);
@@ -103,12 +107,22 @@ void sim_start(struct fixture *fx)
 		sim_run_ckptd(fx);
 }
 
-void sim_behave(struct fixture *fx, const char *text)
+static void write_file(struct fixture *fx, const char *name, const char *text)
 {
 	int fd = open(fx->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-	assert_int_equal(file_replace(fd, "behave", text, strlen(text), 0600), 0);
+	assert_int_equal(file_replace(fd, name, text, strlen(text), 0600), 0);
 	close(fd);
+}
+
+void sim_behave(struct fixture *fx, const char *text)
+{
+	write_file(fx, "behave", text);
+}
+
+void sim_configure(struct fixture *fx, const char *text)
+{
+	write_file(fx, "ckptd.conf", text);
 }
 
 void sim_set(struct fixture *fx, const char *text)

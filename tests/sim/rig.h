@@ -36,6 +36,8 @@ _Noreturn void sim_run_ckptd(const struct fixture *fx);
 void sim_start(struct fixture *fx);
 /* What the fake worker does from its next start on. */
 void sim_behave(struct fixture *fx, const char *text);
+/* The configuration file, from the next start or reload on. */
+void sim_configure(struct fixture *fx, const char *text);
 /* One more --set for the next start. */
 void sim_set(struct fixture *fx, const char *text);
 /* -1 when there is nobody yet. */

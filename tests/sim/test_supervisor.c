@@ -118,6 +118,34 @@ static void sigterm_saves_and_the_next_start_goes_on(void **state)
 	json_decref(now);
 }
 
+static void a_reload_takes_what_may_change_and_refuses_the_rest(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_configure(fx, "[train]\nsteps_total = 20\n");
+	sim_start(fx);
+	sim_await_only(fx, "finished", 20, 0);
+	sim_configure(fx, "[train]\nsteps_total = 20\n[run]\nseed = 5\n");
+	json_t *reply = sim_call(fx, "Reload", NULL);
+
+	assert_non_null(
+		strstr(json_get_text(json_object_get(reply, "parameters"), "text", ""), "seed"));
+	json_decref(reply);
+	sim_configure(fx, "[train]\nsteps_totl = 40\n");
+	reply = sim_call(fx, "Reload", NULL);
+	assert_non_null(strstr(
+		json_get_text(json_object_get(reply, "parameters"), "text", ""), "ckptd.conf:2"));
+	json_decref(reply);
+	/* A larger end goes on from there. */
+	sim_configure(fx, "[train]\nsteps_total = 40\n");
+	kill(fx->ckptd, SIGHUP);
+	json_t *now = sim_await(fx, "finished", 40, 0);
+
+	assert_int_equal(sim_newest_step(now), 40);
+	assert_int_equal(sim_number(now, "restarts"), 0);
+	json_decref(now);
+}
+
 /* -- deaths -- */
 
 static void p5_a_poisoned_newest_checkpoint_is_left_behind(void **state)
@@ -441,7 +469,7 @@ static void power_fail_saves_and_power_ok_goes_on(void **state)
 	sim_set(fx, "interval=0");
 	sim_start(fx);
 	sim_await_only(fx, "training", 5, 0);
-	sim_call_good(fx, "PowerFail", NULL);
+	kill(fx->ckptd, SIGPWR);
 	json_t *now = sim_await(fx, "paused", 5, 0);
 
 	assert_int_equal(sim_newest_step(now), sim_number(now, "step"));
@@ -457,6 +485,7 @@ int main(int argc, char **argv)
 		SIM_TEST(p3_a_killed_trainer_goes_on_at_the_very_next_step),
 		SIM_TEST(a_pause_saves_and_a_resume_goes_on_from_memory),
 		SIM_TEST(sigterm_saves_and_the_next_start_goes_on),
+		SIM_TEST(a_reload_takes_what_may_change_and_refuses_the_rest),
 		SIM_TEST(p5_a_poisoned_newest_checkpoint_is_left_behind),
 		SIM_TEST(p5_a_step_that_always_kills_is_skipped),
 		SIM_TEST(p5_bad_data_before_the_first_checkpoint_is_skipped),
