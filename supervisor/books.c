@@ -63,8 +63,8 @@ void books_give(struct ledger *ledger, void *job)
 
 	if (code < 0) {
 		head->job.result = error_set(&head->job.error, code, "%s",
-			code == -EAGAIN ? "the disk does not keep up: too much waits to be written"
-					: "ckptd is ending");
+			code == -ENOBUFS ? "the disk does not keep up: too much waits to be written"
+					 : "ckptd is ending");
 		head->job.done(&head->job);
 	}
 }

@@ -2,7 +2,7 @@
  * other calls that may wait for a disk. Each job is one struct: inputs are filled in on the loop,
  * outputs by the thread, and its `done` runs on the loop again and frees it.
  *
- * A full queue answers at once with -EAGAIN: `done` may run before books_give returns. */
+ * A full queue answers at once with -ENOBUFS: `done` may run before books_give returns. */
 #pragma once
 
 #include "supervisor/ledger.h"

@@ -107,7 +107,7 @@ int ledger_give(struct ledger *ledger, struct ledger_job *job)
 		return -ECANCELED;
 	uv_mutex_lock(&ledger->mutex);
 	if (ledger->queued >= limit) {
-		code = -EAGAIN;
+		code = -ENOBUFS;
 	} else {
 		if (ledger->last)
 			ledger->last->next = job;

@@ -45,7 +45,7 @@ struct ledger {
 
 /* room belongs to the thread from here on; room_fini is its last act. */
 int ledger_init(struct ledger *ledger, uv_loop_t *loop, void *room, void (*room_fini)(void *room));
-/* -EAGAIN when the queue is full, -ECANCELED after ledger_fini: the job is still the caller's. */
+/* -ENOBUFS when the queue is full, -ECANCELED after ledger_fini: the job is still the caller's. */
 int ledger_give(struct ledger *ledger, struct ledger_job *job);
 /* Lets the thread finish what is queued, joins it, answers everything, closes the handle: after it
  * the loop must still turn once for the close. */

@@ -103,7 +103,7 @@ static void on_answer(struct ledger_job *job)
 	struct call *call = query->call;
 
 	CHECK(call && query->query != QUERY_LAST_DEATH);
-	if (job->result == -EAGAIN)
+	if (job->result == -ENOBUFS)
 		call_error(call, "Busy", "%s", job->error.text);
 	else if (job->result < 0)
 		call_error(call, "Failed", "%s", job->error.text);

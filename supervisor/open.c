@@ -154,7 +154,7 @@ static void on_opened(struct ledger_job *job)
 
 	sup->opening = false;
 	sup->revision++;
-	if (job->result == -EAGAIN || job->result == -ECANCELED || sup->state == FSM_ENDED) {
+	if (job->result == -ENOBUFS || job->result == -ECANCELED || sup->state == FSM_ENDED) {
 		sup->poll_ns = clock_monotonic_ns() + RUN_POLL_NS;
 		drop_opened(open);
 		return;

@@ -86,6 +86,9 @@ static void state_sentence(const struct supervisor *sup, char *text, size_t size
 		snprintf(text, size, "finished%s%.400s", sup->newest.known ? ": " : "",
 			sup->newest.known ? sup->newest.path : "");
 		return;
+	case FSM_ENDED:
+		snprintf(text, size, "the daemon ends");
+		return;
 	default:
 		snprintf(text, size, "%s%s", fsm_state_name(sup->state),
 			sup->final.active ? ": the last save" : ": after the step that runs");

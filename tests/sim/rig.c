@@ -266,3 +266,24 @@ bool sim_told(const struct fixture *fx, const char *kind)
 	json_decref(reply);
 	return found;
 }
+
+bool sim_log_says(const struct fixture *fx, const char *words)
+{
+	nsec_t until = clock_monotonic_ns() + PATIENCE;
+	int fd = open(fx->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	bool found = false;
+
+	while (!found && clock_monotonic_ns() < until) {
+		char *text;
+		size_t size;
+
+		if (file_read_all(fd, "log", 1 << 20, &text, &size) == 0) {
+			found = strstr(text, words) != NULL;
+			free(text);
+		}
+		if (!found)
+			usleep(10000);
+	}
+	close(fd);
+	return found;
+}

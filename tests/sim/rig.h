@@ -58,3 +58,5 @@ pid_t sim_worker_pid(const json_t *status);
 int64_t sim_newest_step(const json_t *status);
 /* Whether the history has an event of this kind. */
 bool sim_told(const struct fixture *fx, const char *kind);
+/* Waits until the daemon's log has these words; false when it never does. */
+bool sim_log_says(const struct fixture *fx, const char *words);

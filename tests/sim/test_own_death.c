@@ -170,10 +170,17 @@ static void p3_the_supervisors_own_death_loses_no_step_under_systemd(void **stat
 	assert_int_equal(record.images_seen, 16 * record.step);
 	assert_int_equal(record.update_count, record.step);
 	state_unmap(&memory);
+	nsec_t until = clock_monotonic_ns() + PATIENCE;
+
+	while (!manager.watchdog && clock_monotonic_ns() < until) {
+		manager_listen(&manager);
+		usleep(10000);
+	}
+	assert_true(manager.watchdog);
 	kill(fx->ckptd, SIGTERM);
 	assert_int_equal(sim_wait_for_end(fx), 0);
 	manager_listen(&manager);
-	assert_true(manager.stopping && manager.watchdog);
+	assert_true(manager.stopping);
 	manager_fini(&manager);
 }
 
@@ -211,6 +218,19 @@ static void two_daemons_cannot_have_one_run(void **state)
 	pid_t owner;
 
 	assert_int_equal(run_lock(run_fd, &lock_fd, &owner, &error), -EWOULDBLOCK);
+	/* A second one waits, says for whom, and takes over when the first is gone. */
+	struct fixture second = *fx;
+	char words[64];
+
+	second.ckptd = 0;
+	snprintf(words, sizeof(words), "waiting for process %d", (int)fx->ckptd);
+	sim_start(&second);
+	assert_true(sim_log_says(fx, words));
+	kill(fx->ckptd, SIGTERM);
+	assert_int_equal(sim_wait_for_end(fx), 0);
+	sim_await_only(fx, "training", 4, 0);
+	kill(second.ckptd, SIGTERM);
+	assert_int_equal(sim_wait_for_end(&second), 0);
 	close(run_fd);
 }
 
