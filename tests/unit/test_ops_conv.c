@@ -342,7 +342,7 @@ static void test_definition_and_gradients(void **state)
 {
 	for (size_t i = 0; i < sizeof(examples) / sizeof(*examples); i++) {
 		struct bench bench;
-		print_message("example %zu\n", i);
+		print_message("# example %zu\n", i);
 		bench_init(&bench, examples[i]);
 		check_example(&bench);
 		bench_fini(&bench);
