@@ -175,8 +175,9 @@ static void ladder_fork(struct supervisor *sup)
 	if (decision->safe_engine && strcmp(sup->shown.engine, "openblas") != 0)
 		add_intervention(fork, decision->step, INTERVENTION_ENGINE, "openblas");
 	snprintf(fork->why, sizeof(fork->why),
-		"rung %u after %u deaths without progress at step %llu", decision->rung,
-		sup->ladder.counted, (unsigned long long)sup->death_step);
+		"rung %u after %u death%s without progress at step %llu", decision->rung,
+		sup->ladder.counted, sup->ladder.counted == 1 ? "" : "s",
+		(unsigned long long)sup->death_step);
 	books_give(&sup->ledger, fork);
 }
 
