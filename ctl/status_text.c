@@ -349,7 +349,7 @@ void status_print(const json_t *status, FILE *out)
 	look_read(status, &look);
 	fprintf(out, "%s, step %s of %s (%.1f %%)\n", look.state, count(look.step).text,
 		count(look.steps_total).text, 100.0 * look_share(&look));
-	if (look.state_text[0] != '\0')
+	if (look.state_text[0] != '\0' && strcmp(look.state_text, look.state) != 0)
 		fprintf(out, "  %s\n", look.state_text);
 	for (int i = 0; look_fact(&look, i, &label, text, &bad); i++)
 		fprintf(out, "  %-11s %s\n", label, text);
