@@ -6,15 +6,14 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define FRAMES_MAX 48
 #define STACK_MIN ((size_t)64 << 10)
 
 static const char *worker_role = "?";
-static void *signal_stack; /* for the life of the process */
 
 static void say(const char *text)
 {
@@ -66,9 +65,10 @@ void worker_crash_install(const char *role)
 
 	worker_role = role;
 	backtrace(&frame, 1);
-	signal_stack = malloc(stack.ss_size);
-	stack.ss_sp = signal_stack;
-	if (signal_stack)
+	/* For the life of the process. */
+	stack.ss_sp = mmap(
+		NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (stack.ss_sp != MAP_FAILED)
 		sigaltstack(&stack, NULL);
 	for (size_t i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++)
 		sigaction(fatal[i], &action, NULL);
