@@ -301,11 +301,27 @@ int sys_renameat(int dir_fd, const char *from, const char *to)
 	return renameat(dir_fd, from, dir_fd, to) < 0 ? -errno : 0;
 }
 
+/* Where the file system knows no flags (network ones): a link never replaces either. A death
+ * between the two calls leaves both names; the temporary one goes at the next start. */
+static int link_noreplace(int dir_fd, const char *from, const char *to)
+{
+	if (linkat(dir_fd, from, dir_fd, to, 0) < 0)
+		return -errno;
+	if (unlinkat(dir_fd, from, 0) == 0)
+		return 0;
+	int code = -errno;
+
+	unlinkat(dir_fd, to, 0);
+	return code;
+}
+
 int sys_renameat_noreplace(int dir_fd, const char *from, const char *to)
 {
 	int code = sys_fault("rename");
 
-	if (code < 0)
-		return code;
-	return renameat2(dir_fd, from, dir_fd, to, RENAME_NOREPLACE) < 0 ? -errno : 0;
+	if (code == 0)
+		code = renameat2(dir_fd, from, dir_fd, to, RENAME_NOREPLACE) < 0 ? -errno : 0;
+	if (code == -EINVAL || code == -ENOSYS)
+		return link_noreplace(dir_fd, from, to);
+	return code;
 }

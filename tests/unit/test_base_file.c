@@ -169,6 +169,21 @@ static void test_p9_what_is_no_plain_file_is_refused(void **unused)
 	assert_int_equal(file_read_all(dir_fd, "f", 10, &data, &size), -ENODATA);
 }
 
+static void test_nothing_is_replaced_where_rename_knows_no_flags(void **unused)
+{
+	char *data;
+	size_t size;
+
+	assert_int_equal(sys_fault_plan("rename:*:EINVAL"), 0);
+	assert_int_equal(file_create(dir_fd, "f", "one", 3, 0640), 0);
+	assert_int_equal(file_create(dir_fd, "f", "two", 3, 0640), -EEXIST);
+	assert_int_equal(sys_fault_plan(NULL), 0);
+	assert_int_equal(file_read_all(dir_fd, "f", 9, &data, &size), 0);
+	assert_string_equal(data, "one");
+	free(data);
+	assert_int_equal(count_files(false), 1);
+}
+
 static void test_folders_are_made_once(void **unused)
 {
 	struct stat st;
@@ -197,6 +212,8 @@ int main(void)
 		cmocka_unit_test_teardown(test_p1_a_death_leaves_one_whole_file, clean),
 		cmocka_unit_test_teardown(test_a_leftover_temporary_is_no_obstacle, clean),
 		cmocka_unit_test_teardown(test_p9_what_is_no_plain_file_is_refused, clean),
+		cmocka_unit_test_teardown(
+			test_nothing_is_replaced_where_rename_knows_no_flags, clean),
 		cmocka_unit_test_teardown(test_folders_are_made_once, clean),
 	};
 
