@@ -18,6 +18,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/lacks.h"
+
 /* -- clients -- */
 
 static void a_bad_client_costs_nobody_else_anything(void **state)
@@ -252,7 +254,7 @@ static void p10_others_may_look_and_not_touch(void **state)
 	char path[160], name[96];
 
 	if (geteuid() != 0)
-		skip(); /* only root can be somebody else */
+		test_lacks("root, to be somebody else");
 	sim_start(fx);
 	sim_await_only(fx, "training", 3, 0);
 	snprintf(path, sizeof(path), "%s/ckptd.sock", fx->dir);

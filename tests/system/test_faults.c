@@ -16,6 +16,8 @@
 
 #include <cmocka.h>
 
+#include "tests/lacks.h"
+
 static bool is_storage_bad(const json_t *status, int64_t value)
 {
 	return !json_get_bool(json_object_get(status, "storage"), "ok", true);
@@ -74,8 +76,7 @@ static void p7_a_small_file_system_that_fills_up_costs_no_step(void **unused)
 	int fd;
 
 	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
-		print_message("# mounting is not allowed here: %s\n", strerror(errno));
-		skip();
+		test_lacks("the right to mount (root, CAP_SYS_ADMIN)");
 	}
 	rig_open(&rig, "steps_total=1000000");
 	{

@@ -8,6 +8,8 @@
 
 #include <dirent.h>
 
+#include "tests/lacks.h"
+
 static uint32_t count_names(int dir_fd, const char *part)
 {
 	DIR *folder = fdopendir(openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -460,7 +462,7 @@ static void P10_only_who_owns_the_run_may_have_written_it(void **state)
 	struct checkpoint_info info;
 
 	if (geteuid() != 0)
-		skip(); /* giving files away needs root */
+		test_lacks("root, to give files away");
 	PASS(fixture_try_save(fx, 1, 20, &saved));
 	assert_int_equal(fchownat(fx->fd, name, 12345, 12345, 0), 0);
 	assert_int_equal(checkpoint_open(fx->fd, name, &info, &fx->err), -EPROTONOSUPPORT);
