@@ -75,9 +75,8 @@ static void p7_a_small_file_system_that_fills_up_costs_no_step(void **unused)
 	int64_t step;
 	int fd;
 
-	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
+	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		test_lacks("the right to mount (root, CAP_SYS_ADMIN)");
-	}
 	rig_open(&rig, "steps_total=1000000");
 	{
 		struct rig on_disk = rig;
