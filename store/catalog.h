@@ -19,7 +19,7 @@ int catalog_open(
 	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err);
 void catalog_close(struct catalog *catalog);
 
-/* Builds a fresh database beside the old one and puts it in place (DESIGN section 6: build
+/* Builds a fresh database beside the old one and puts it in place (docs/CATALOG.md: build
  * catalog.new, close, move the old aside, unlink its -wal and -shm, fsync, rename, fsync). Only
  * under the run lock with nobody on it. fill writes the rows. */
 int catalog_replace(const char *run_dir, int run_fd,

@@ -1,5 +1,5 @@
-/* One checkpoint file. docs/CHECKPOINT_FORMAT.md is the format; the commit order is DESIGN's and
- * stands at checkpoint_save. A file is immutable once published. */
+/* One checkpoint file. docs/CHECKPOINT_FORMAT.md is the format and the order of a commit, which
+ * also stands at checkpoint_save. A file is immutable once published. */
 #pragma once
 
 #include "base/clock.h"

@@ -1,5 +1,5 @@
-/* The commit of one checkpoint, steps 1 to 6 of DESIGN section 6. The source is the pinned slot:
- * what is hashed, written and compared is that memory itself, never a copy, and its seals are
+/* The commit of one checkpoint, steps 1 to 6 of docs/CHECKPOINT_FORMAT.md. The source is the pinned
+ * slot: what is hashed, written and compared is that memory itself, never a copy, and its seals are
  * checked on the way, so a bit that flipped in memory is not published as truth.
  *
  * Whatever fails, both names this save may have made are gone when it returns: nothing is
