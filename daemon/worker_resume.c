@@ -177,8 +177,7 @@ static int begin_run(struct trainer *trainer, uint32_t slot, struct resume *ret)
 	if (!worker->start.run_created)
 		return worker_fail(worker, LINK_EXIT_TRANSIENT,
 			"this run had verified checkpoints, and none is in %s/checkpoints now: "
-			"bring them back, "
-			"or give it up with `ckptctl restart --from-scratch`",
+			"bring them back, or begin a new run in another state folder",
 			worker->start.run_dir);
 	progress_phase(trainer->progress, PHASE_INIT);
 	/* The slot may hold an older state: padding and moments must be zero. */

@@ -31,7 +31,7 @@ struct run {
 	char id_hex[RUN_ID_HEX_SIZE];
 	enum wanted wanted;
 	bool power_paused;  /* the pause was asked by power-fail */
-	bool ever_verified; /* step 0 then needs --from-scratch */
+	bool ever_verified; /* step 0 is refused from then on */
 	char created[32];   /* UTC */
 	json_t *identity;   /* {key: canonical text} of the identity keys; owned */
 };

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define FIRST_SAVE_POLL_NS (100 * NSEC_PER_MSEC)
 #define FORK_RETRY_NS (5 * NSEC_PER_SEC)
 #define FORK_RETRY_MAX_NS (300 * NSEC_PER_SEC)
 #define FORK_FAILURES_MAX 10 /* then on without the branch: about half an hour */
@@ -156,12 +157,35 @@ static void on_ladder_forked(struct ledger_job *job)
 		schedule_start(sup);
 }
 
+/* A branch from step 0 is for a run without a checkpoint. The save in flight may be about to make
+ * the first one: it is waited for, and then its checkpoint is what the start takes. True when the
+ * fork is not to be made (now). */
+static bool first_save_comes(struct supervisor *sup)
+{
+	if (sup->decision.from != RESTART_FORK_START)
+		return false;
+	if (sup->saver.in_flight) {
+		sup->fork_retry_ns = clock_monotonic_ns() + FIRST_SAVE_POLL_NS;
+		return true;
+	}
+	if (!sup->run.ever_verified)
+		return false;
+	sup->decision.from = RESTART_NEWEST;
+	sup->fork_pending = false;
+	sup_event(
+		sup, "info", "branch", "no new branch: a first checkpoint was verified meanwhile");
+	schedule_start(sup);
+	return true;
+}
+
 static void ladder_fork(struct supervisor *sup)
 {
 	const struct restart_decision *decision = &sup->decision;
-	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_ladder_forked, sup);
 
 	CHECK(sup->fork_pending && !sup->forking && !child_alive(&sup->trainer));
+	if (first_save_comes(sup))
+		return;
+	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_ladder_forked, sup);
 	sup->fork_retry_ns = 0;
 	sup->forking = true;
 	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND

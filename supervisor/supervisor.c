@@ -298,8 +298,8 @@ static void on_metrics_written(struct ledger_job *job)
 	free(job);
 }
 
-/* Once a second; a burst leaves the rest for the next one. */
-static void drain_metrics(struct supervisor *sup)
+/* Once a second; a burst leaves the rest for the next one. Returns how many rows there were. */
+static uint32_t drain_metrics(struct supervisor *sup)
 {
 	struct metrics_job *metrics = books_job(
 		sizeof(*metrics), books_metrics_work, on_metrics_written, sup);
@@ -311,10 +311,20 @@ static void drain_metrics(struct supervisor *sup)
 	for (uint32_t i = 0; i < metrics->count; i++)
 		if (metrics->rows[i].kind == METRIC_HOLDOUT)
 			sup->shown.holdout_loss = metrics->rows[i].loss;
-	if (metrics->count == 0 || !sup->has_run)
+	uint32_t count = metrics->count;
+	if (count == 0 || !sup->has_run)
 		free(metrics);
 	else
 		books_give(&sup->ledger, metrics);
+	return count;
+}
+
+void sup_drain_metrics(struct supervisor *sup)
+{
+	CHECK(sup->progress);
+	for (uint32_t rows = 0; rows < PROGRESS_RING; rows += BOOKS_METRICS_MAX)
+		if (drain_metrics(sup) == 0)
+			return;
 }
 
 static void on_space(struct ledger_job *job)

@@ -210,6 +210,8 @@ uint64_t sup_step(const struct supervisor *sup);
 enum fsm_event sup_resume_event(const struct supervisor *sup);
 /* Answers the calls that wait for a state which is reached, or can no longer be. */
 void sup_settle(struct supervisor *sup);
+/* All rows of the ring that were not taken yet, to the database. */
+void sup_drain_metrics(struct supervisor *sup);
 
 /* -- open.c -- */
 void open_run(struct supervisor *sup);

@@ -168,6 +168,33 @@ void worker_event(struct supervisor *sup, const json_t *body)
 		json_get_text(body, "text", ""));
 }
 
+/* -- numbers -- */
+
+/* Rates as shown: smoothed over about ten steps. */
+static void measure(struct supervisor *sup)
+{
+	struct progress *progress = sup->progress;
+	uint64_t step = atomic_load(&progress->step), step_ns = atomic_load(&progress->step_ns);
+	uint32_t images = atomic_load(&progress->images_per_step);
+	uint32_t bits = atomic_load(&progress->loss_bits);
+	struct shown *shown = &sup->shown;
+
+	if (!sup->trainer_ready || step == shown->step_seen)
+		return;
+	shown->step_seen = step;
+	shown->images_seen = atomic_load(&progress->images_seen);
+	memcpy(&shown->loss, &bits, sizeof(bits));
+	sup->revision++;
+	if (step_ns == 0 || step_ns > (uint64_t)STEP_NS_MAX || images > 1000000)
+		return;
+	if (shown->images_per_second <= 0)
+		shown->step_ns = (double)step_ns;
+	else
+		shown->step_ns += SMOOTHING * ((double)step_ns - shown->step_ns);
+	shown->images_per_second = images * 1e9 / shown->step_ns;
+	ladder_progress(&sup->ladder, step, interval_steps(sup));
+}
+
 /* -- end -- */
 
 static void remember_death(
@@ -269,6 +296,10 @@ static void on_ended(struct child *child)
 		count_oom_kills() > sup->oom_kills_before;
 	obituary_write(&ending, &obituary);
 	attempt_end(sup, &obituary, phase);
+	/* Its last rows and numbers, which no tick will come for. */
+	sup_drain_metrics(sup);
+	if (obituary.planned)
+		measure(sup);
 	bool stepped = sup->trainer_ready && sup->death_step > sup->trainer_step_begun;
 
 	if (!obituary.planned && !(child->asked && sup->kill_now)) {
@@ -317,31 +348,6 @@ void trainer_halt(struct supervisor *sup)
 }
 
 /* -- time -- */
-
-/* Rates as shown: smoothed over about ten steps. */
-static void measure(struct supervisor *sup)
-{
-	struct progress *progress = sup->progress;
-	uint64_t step = atomic_load(&progress->step), step_ns = atomic_load(&progress->step_ns);
-	uint32_t images = atomic_load(&progress->images_per_step);
-	uint32_t bits = atomic_load(&progress->loss_bits);
-	struct shown *shown = &sup->shown;
-
-	if (!sup->trainer_ready || step == shown->step_seen)
-		return;
-	shown->step_seen = step;
-	shown->images_seen = atomic_load(&progress->images_seen);
-	memcpy(&shown->loss, &bits, sizeof(bits));
-	sup->revision++;
-	if (step_ns == 0 || step_ns > (uint64_t)STEP_NS_MAX || images > 1000000)
-		return;
-	if (shown->images_per_second <= 0)
-		shown->step_ns = (double)step_ns;
-	else
-		shown->step_ns += SMOOTHING * ((double)step_ns - shown->step_ns);
-	shown->images_per_second = images * 1e9 / shown->step_ns;
-	ladder_progress(&sup->ladder, step, interval_steps(sup));
-}
 
 static void watch(struct supervisor *sup, struct child *child, nsec_t elapsed_ns)
 {

@@ -151,12 +151,35 @@ static void p5_a_restart_loop_climbs_slows_down_and_never_ends(void **unused)
 	rig_close(&rig);
 }
 
+/* A trainer that ends as asked leaves its last rows in the ring, after the last tick. */
+static void p11_the_last_numbers_are_kept_and_shown(void **unused)
+{
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=50");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "the end of the run", is_finished, 0);
+	AUTO_JSON status = rig_status(&rig);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_start(&rig, NULL);
+	expect_metrics_without_gap(&rig, 50);
+	AUTO_JSON metrics = rig_call(
+		&rig, "Metrics", json_pack("{s:i,s:s}", "limit", 10000, "kind", "train"), NULL);
+	const json_t *rows = json_object_get(metrics, "metrics");
+	const json_t *last = json_array_get(rows, json_array_size(rows) - 1);
+	assert_true(
+		(float)json_get_real(last, "loss", -1) == (float)json_get_real(status, "loss", -2));
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p3_after_sigkill_the_very_next_step_follows),
 		cmocka_unit_test(p6_a_stopped_trainer_is_found_and_replaced),
 		cmocka_unit_test(p5_a_restart_loop_climbs_slows_down_and_never_ends),
+		cmocka_unit_test(p11_the_last_numbers_are_kept_and_shown),
 	};
 
 	return cmocka_run_group_tests_name("deaths", tests, NULL, NULL);
