@@ -54,14 +54,9 @@ static const struct verb verbs[] = {
 	{"power-ok", "", "", 0, 0, verb_power_ok, "Ends the pause of power-fail."},
 };
 
-size_t verb_count(void)
+static size_t verb_count(void)
 {
 	return sizeof(verbs) / sizeof(verbs[0]);
-}
-
-const struct verb *verb_at(size_t i)
-{
-	return &verbs[i];
 }
 
 static const struct verb *verb_find(const char *name)

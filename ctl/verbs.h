@@ -15,9 +15,6 @@ struct verb {
 	const char *help;
 };
 
-size_t verb_count(void);
-const struct verb *verb_at(size_t i);
-
 /* One call of the daemon: finds, connects, asks, prints the line when it fails. timeout_seconds 0:
  * waits as long as it takes; --timeout overrides. CTL_OK and *ret (the caller's), or an exit code.
  */

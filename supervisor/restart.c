@@ -312,21 +312,6 @@ bool ladder_valid(const struct ladder *ladder)
 		ladder->rung <= LADDER_RUNG_MAX && ladder->climb_step <= ladder->furthest_step;
 }
 
-const char *death_kind_name(enum death_kind kind)
-{
-	static const char *const names[DEATH_KIND_COUNT] = {
-		[DEATH_OWN] = "own",
-		[DEATH_OUTSIDE] = "outside",
-		[DEATH_MEMORY_CORRUPT] = "memory corrupt",
-		[DEATH_NONFINITE] = "non-finite",
-		[DEATH_STORAGE] = "storage",
-		[DEATH_TRANSIENT] = "transient",
-	};
-
-	CHECK((unsigned)kind < DEATH_KIND_COUNT);
-	return names[kind];
-}
-
 bool restart_forks(enum restart_from from)
 {
 	return from != RESTART_MEMORY && from != RESTART_NEWEST;

@@ -126,6 +126,5 @@ nsec_t backoff_ns(nsec_t base_ns, nsec_t max_ns, uint32_t count, uint32_t random
 /* True when a new branch has to be made durable first. */
 bool restart_forks(enum restart_from from);
 
-const char *death_kind_name(enum death_kind kind);
 /* "from memory", ...: for a sentence. */
 const char *restart_from_text(enum restart_from from);

@@ -1,9 +1,7 @@
 /* P3: at every instant a whole state. The state memory's slot machine: every order of begin,
  * commit, skip, pin and kill, with the kill placed after every single store of a commit; torn
  * records; refusals of foreign memory; readers and a writer at the same time. */
-#include "proto/state.h"
-
-#include "base/tensor_table.h"
+#include "tests/unit/state_fixture.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -15,36 +13,8 @@
 
 #include <cmocka.h>
 
-#define SECTION SECTION_ALIGN
 #define WORDS (STATE_PAGE / sizeof(uint64_t))
 #define DESTROYED UINT64_MAX
-
-static const uint8_t run_id[STATE_RUN_ID_SIZE] = "0123456789abcde";
-
-static struct digest model_digest(void)
-{
-	return digest_of("model", 5);
-}
-
-static void make(struct state *state, uint32_t slots)
-{
-	struct digest model = model_digest();
-	struct error err;
-	int fd = state_create(SECTION, slots, run_id, &model, &err);
-
-	if (fd < 0)
-		fail_msg("%s", err.text);
-	if (state_map(state, fd, true, &err) < 0)
-		fail_msg("%s", err.text);
-}
-
-static void drop(struct state *state)
-{
-	int fd = state->fd;
-
-	state_unmap(state);
-	close(fd);
-}
 
 /* What a slot holds is one number here, in the first and last word of each section. */
 static void content_set(struct state *state, uint32_t slot, uint64_t content)

@@ -1,8 +1,6 @@
 /* P9: what is not our state memory is refused before it is mapped, and memory that does not fit is
  * an error when it is made. */
-#include "proto/state.h"
-
-#include "base/tensor_table.h"
+#include "tests/unit/state_fixture.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,35 +12,6 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-
-#define SECTION SECTION_ALIGN
-
-static const uint8_t run_id[STATE_RUN_ID_SIZE] = "0123456789abcde";
-
-static struct digest model_digest(void)
-{
-	return digest_of("model", 5);
-}
-
-static void make(struct state *state, uint32_t slots)
-{
-	struct digest model = model_digest();
-	struct error err;
-	int fd = state_create(SECTION, slots, run_id, &model, &err);
-
-	if (fd < 0)
-		fail_msg("%s", err.text);
-	if (state_map(state, fd, true, &err) < 0)
-		fail_msg("%s", err.text);
-}
-
-static void drop(struct state *state)
-{
-	int fd = state->fd;
-
-	state_unmap(state);
-	close(fd);
-}
 
 static int copy_of(const struct state *state, size_t size, unsigned seals, size_t at, uint8_t flip)
 {
