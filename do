@@ -17,7 +17,8 @@ usage()
 	  setup           install missing packages
 	  build           compile
 	  test [NAME...]  all tests that need no special machine, or those named
-	  bench [NAME..]  print ratios against peers and limits measured in the same run
+	  bench [WORK..]  print ratios against peers and limits measured in the same run
+	                  (WORK: train, sample, memory, ops, numerics, peers; see bench/run)
 	  lint            formatting, clang's warnings, the rules of the tree
 	  install         install under PREFIX (default /usr/local) with the systemd units
 	  uninstall       remove what install put there

@@ -1,87 +1,48 @@
 /* Images per second of whole training steps as the worker takes them: drawing the images and the
  * noise, forward, loss, backward, clip, AdamW with EMA and seals from slot to slot, packing of the
- * weights. One line; `./do bench train` pairs it with bench/peer_train.py.
+ * weights. With --sample: of denoising steps (a forward without gradients, then DDIM's formula).
+ * One line; bench/run pairs it with bench/peer_train.py.
  *
- * usage: bench_train NET BATCH [STEPS]      NET: default | small | cifar */
+ * usage: bench_train [--sample] [--recompute] NET BATCH ENGINE [STEPS]
+ * Exit 3: the engine cannot run here; its reason is on stderr. */
 #include "base/clock.h"
+#include "bench/nets.h"
+#include "bench/solo.h"
+#include "daemon/diffusion/sampler.h"
 #include "daemon/ops/engine.h"
-#include "daemon/train/step.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 
-#define STEPS_MAX 1000
+#define STEPS_MAX 10000
+#define WARM_UP 2
+#define DDIM_STEPS 50
+#define EXIT_NO_ENGINE 3
 
 struct bench {
-	struct unet_config model;
-	struct tensor_table table;
-	struct schedule schedule;
-	struct data data;
-	struct train *train;
-	float *slots[2]; /* two blocks of four sections */
-	uint64_t *sums[2];
-	uint64_t step;
+	const char *net_name;
+	struct unet_config net;
+	const struct engine *engine;
+	uint32_t batch, steps;
+	bool sample, recompute;
+	nsec_t step_ns[STEPS_MAX];
+	uint64_t plan_bytes, param_count;
 };
 
-static int model_of(const char *name, struct unet_config *ret)
+static int train(struct bench *bench, struct error *err)
 {
-	*ret = (struct unet_config){
-		.sample_size = 32,
-		.in_channels = 3,
-		.out_channels = 3,
-		.level_count = 4,
-		.channels = {64, 128, 128, 128},
-		.down_attention = {false, true, false, false},
-		.up_attention = {false, false, true, false},
-		.layers_per_block = 2,
-		.groups = 32,
-		.norm_eps = 1e-5f,
-		.downsample_padding = 1,
-		.flip_sin_to_cos = true,
-	};
-	if (strcmp(name, "small") == 0)
-		return 0;
-	if (strcmp(name, "cifar") == 0) {
-		for (int i = 0; i < 4; i++)
-			ret->channels[i] *= 2;
-		ret->norm_eps = 1e-6f;
-		ret->downsample_padding = 0;
-		ret->flip_sin_to_cos = false;
-		ret->freq_shift = 1;
-		return 0;
-	}
-	if (strcmp(name, "default") != 0)
-		return -EINVAL;
-	ret->level_count = 3;
-	memcpy(ret->channels, (uint32_t[]){32, 64, 128}, 3 * sizeof(uint32_t));
-	ret->layers_per_block = 1;
-	ret->head_dim = 32;
-	ret->groups = 8;
-	memcpy(ret->down_attention, (bool[]){false, false, true}, 3 * sizeof(bool));
-	memcpy(ret->up_attention, (bool[]){true, false, false}, 3 * sizeof(bool));
-	return 0;
-}
-
-static float *section_of(const struct bench *bench, int slot, int section)
-{
-	return bench->slots[slot] + (uint64_t)section * (bench->table.section_bytes / 4);
-}
-
-static int lay_out(struct bench *bench, uint32_t batch, struct error *err)
-{
-	struct train_setup setup = {
-		.model = &bench->model,
-		.table = &bench->table,
-		.schedule = &bench->schedule,
-		.data = &bench->data,
-		.params = {.batch_size = batch,
-			.micro_batch = batch,
+	static struct solo solo; /* large: the schedule */
+	struct solo_setup setup = {
+		.model = &bench->net,
+		.engine = bench->engine,
+		.recompute = bench->recompute,
+		.seed = 1,
+		.params = {.batch_size = bench->batch,
+			.micro_batch = bench->batch,
 			.lr_kind = LR_CONSTANT,
 			.steps_total = STEPS_MAX,
 			.learning_rate = 1e-4,
@@ -94,50 +55,102 @@ static int lay_out(struct bench *bench, uint32_t batch, struct error *err)
 			.ema_power = 0.75,
 			.flips = true},
 	};
-	struct data_config data = {.source = "cars", .image_size = 32, .seed = 1, .cache_fd = -1};
-	int code = data_open(&data, &bench->data, err);
+	struct train_result result;
+	int r = solo_init(&solo, &setup, err);
 
-	rng_init(&setup.rng, 1);
-	if (code == 0)
-		code = unet_tensor_table(&bench->model, &bench->table, err);
-	if (code == 0)
-		code = schedule_init(&bench->schedule, "squaredcos_cap_v2", 1000, 1e-4, 0.02, err);
-	if (code == 0)
-		code = train_new(&setup, &bench->train, err);
-	if (code < 0)
-		return code;
-	uint64_t block_bytes = SECTION_COUNT * bench->table.section_bytes;
-	for (int i = 0; i < 2; i++) {
-		void *slot = mmap(NULL, block_bytes, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < WARM_UP + bench->steps; i++) {
+		nsec_t begun = clock_monotonic_ns();
 
-		bench->sums[i] = calloc(block_bytes >> 20, sizeof(uint64_t));
-		if (slot == MAP_FAILED || !bench->sums[i])
-			return error_set(err, -ENOMEM, "no memory for the slots");
-		bench->slots[i] = slot;
+		solo_step(&solo, &result);
+		if (i >= WARM_UP)
+			bench->step_ns[i - WARM_UP] = clock_monotonic_ns() - begun;
 	}
-	unet_init_weights(&bench->model, &bench->table, &setup.rng, false, section_of(bench, 0, 0));
-	unet_load_weights(bench->train->unet, section_of(bench, 0, 0));
+	bench->plan_bytes = train_plan_bytes(solo.train);
+	bench->param_count = solo.table.param_count;
+	solo_fini(&solo);
 	return 0;
 }
 
-static void one_step(struct bench *bench)
-{
-	int from = (int)(bench->step % 2), to = 1 - from;
-	const struct train_params *params = &bench->train->setup.params;
-	float *src[SECTION_COUNT], *dst[SECTION_COUNT];
-	struct train_result result;
+/* What a sampler holds between two steps. */
+struct picture {
+	struct tensor_table table;
+	struct schedule schedule;
+	struct sampler sampler;
+	struct unet *unet;
+	uint64_t elems; /* of a batch */
+	float *weights, *x, *eps, *timesteps;
+};
 
-	for (int i = 0; i < SECTION_COUNT; i++) {
-		src[i] = section_of(bench, from, i);
-		dst[i] = section_of(bench, to, i);
+static int picture_init(struct picture *picture, const struct bench *bench, struct error *err)
+{
+	uint64_t side = bench->net.sample_size;
+	struct unet_setup setup = {
+		.config = &bench->net,
+		.table = &picture->table,
+		.engine = bench->engine,
+		.batch = bench->batch,
+	};
+	struct rng rng;
+	int r = unet_tensor_table(&bench->net, &picture->table, err);
+
+	if (r == 0)
+		r = schedule_init(&picture->schedule, "linear", 1000, 1e-4, 0.02, err);
+	if (r == 0)
+		r = sampler_init(
+			&picture->sampler, SAMPLER_DDIM, &picture->schedule, DDIM_STEPS, true, err);
+	if (r == 0)
+		r = unet_new(&setup, &picture->unet, err);
+	if (r < 0)
+		return r;
+	picture->elems = bench->batch * 3 * side * side;
+	picture->weights = calloc(1, picture->table.section_bytes);
+	picture->x = calloc(picture->elems, sizeof(float));
+	picture->eps = calloc(picture->elems, sizeof(float));
+	picture->timesteps = calloc(bench->batch, sizeof(float));
+	if (!picture->weights || !picture->x || !picture->eps || !picture->timesteps)
+		return error_set(err, -ENOMEM, "no memory for the images");
+	rng_init(&rng, 1);
+	rng_normal(&rng, RNG_PREVIEW, 0, 0, picture->x, picture->elems);
+	unet_init_weights(&bench->net, &picture->table, &rng, false, picture->weights);
+	unet_load_weights(picture->unet, picture->weights);
+	return 0;
+}
+
+static void picture_fini(struct picture *picture)
+{
+	unet_free(picture->unet);
+	tensor_table_fini(&picture->table);
+	free(picture->weights);
+	free(picture->x);
+	free(picture->eps);
+	free(picture->timesteps);
+}
+
+static int sample(struct bench *bench, struct error *err)
+{
+	static struct picture picture; /* large: the schedule */
+	int r = picture_init(&picture, bench, err);
+
+	for (uint32_t i = 0; r == 0 && i < WARM_UP + bench->steps; i++) {
+		uint32_t step = i % DDIM_STEPS;
+		nsec_t begun = clock_monotonic_ns();
+
+		for (uint32_t k = 0; k < bench->batch; k++)
+			picture.timesteps[k] = (float)sampler_timestep(&picture.sampler, step);
+		unet_forward(picture.unet, bench->batch, picture.x, picture.timesteps, NULL,
+			picture.eps);
+		sampler_step(&picture.sampler, step, picture.eps, NULL, picture.x, picture.elems);
+		if (i >= WARM_UP)
+			bench->step_ns[i - WARM_UP] = clock_monotonic_ns() - begun;
 	}
-	train_gradient(bench->train, bench->step, bench->step * params->batch_size, &result);
-	struct adamw scalars = train_scalars(params, bench->step, result.grad_norm);
-	train_update(bench->train, &scalars, src, dst, bench->step ? bench->sums[from] : NULL,
-		bench->sums[to]);
-	unet_load_weights(bench->train->unet, dst[SECTION_WEIGHTS]);
-	bench->step++;
+	if (r == 0) {
+		bench->plan_bytes = unet_plan_bytes(picture.unet);
+		bench->param_count = picture.table.param_count;
+	}
+	picture_fini(&picture);
+	return r;
 }
 
 static int by_value(const void *a, const void *b)
@@ -147,35 +160,71 @@ static int by_value(const void *a, const void *b)
 	return (*left > *right) - (*left < *right);
 }
 
+static void print(struct bench *bench)
+{
+	struct rusage usage;
+
+	qsort(bench->step_ns, bench->steps, sizeof(*bench->step_ns), by_value);
+	double step_s = (double)bench->step_ns[bench->steps / 2] * 1e-9;
+	getrusage(RUSAGE_SELF, &usage);
+	printf("ours_img_s=%.2f net=%s batch=%u engine=%s step_s=%.4f threads=%d plan_mib=%llu "
+	       "rss_mib=%ld params=%llu mac=%.0f\n",
+		bench->batch / step_s, bench->net_name, bench->batch, bench->engine->name, step_s,
+		omp_get_max_threads(), (unsigned long long)(bench->plan_bytes >> 20),
+		usage.ru_maxrss >> 10, (unsigned long long)bench->param_count,
+		net_macs(&bench->net));
+}
+
+static uint32_t number(const char *text, uint32_t max)
+{
+	char *end;
+	unsigned long value = strtoul(text, &end, 10);
+
+	return *end || value > max ? 0 : (uint32_t)value;
+}
+
+/* Takes options off the front. */
+static bool parse(int argc, char **argv, struct bench *bench, const char **ret_engine)
+{
+	int at = 1;
+
+	for (; at < argc && strncmp(argv[at], "--", 2) == 0; at++)
+		if (strcmp(argv[at], "--sample") == 0)
+			bench->sample = true;
+		else if (strcmp(argv[at], "--recompute") == 0)
+			bench->recompute = true;
+		else
+			return false;
+	if (argc - at < 3 || argc - at > 4)
+		return false;
+	bench->net_name = argv[at];
+	bench->batch = number(argv[at + 1], 4096);
+	*ret_engine = argv[at + 2];
+	bench->steps = argc - at > 3 ? number(argv[at + 3], STEPS_MAX) : 5;
+	return bench->batch && bench->steps && net_named(argv[at], &bench->net) == 0;
+}
+
 int main(int argc, char **argv)
 {
-	static struct bench bench; /* large: the schedule */
-	static nsec_t step_ns[STEPS_MAX];
-	struct rusage usage;
+	static struct bench bench;
+	const char *name, *reason = NULL;
 	struct error err;
-	int batch = argc > 2 ? atoi(argv[2]) : 0, steps = argc > 3 ? atoi(argv[3]) : 5;
 
-	if (argc < 3 || batch < 1 || batch > 4096 || steps < 1 || steps > STEPS_MAX ||
-		model_of(argv[1], &bench.model) < 0) {
-		fprintf(stderr, "usage: bench_train default|small|cifar BATCH [STEPS]\n");
+	if (!parse(argc, argv, &bench, &name)) {
+		fprintf(stderr,
+			"usage: bench_train [--sample] [--recompute] default|small|cifar BATCH "
+			"ENGINE [STEPS]\n");
 		return 2;
 	}
-	if (lay_out(&bench, (uint32_t)batch, &err) < 0) {
+	bench.engine = engine_named(name, &reason);
+	if (!bench.engine) {
+		fprintf(stderr, "engine %s: %s\n", name, reason);
+		return EXIT_NO_ENGINE;
+	}
+	if ((bench.sample ? sample : train)(&bench, &err) < 0) {
 		fprintf(stderr, "bench_train: %s\n", err.text);
 		return 1;
 	}
-	for (int i = -2; i < steps; i++) { /* two to warm up */
-		nsec_t begun = clock_monotonic_ns();
-
-		one_step(&bench);
-		if (i >= 0)
-			step_ns[i] = clock_monotonic_ns() - begun;
-	}
-	qsort(step_ns, (size_t)steps, sizeof(*step_ns), by_value);
-	getrusage(RUSAGE_SELF, &usage);
-	printf("ours_img_s=%.2f engine=%s threads=%d plan_mib=%llu rss_mib=%ld\n",
-		batch / ((double)step_ns[steps / 2] * 1e-9), ops_engine_name(),
-		omp_get_max_threads(), (unsigned long long)(train_plan_bytes(bench.train) >> 20),
-		usage.ru_maxrss >> 10);
+	print(&bench);
 	return 0;
 }

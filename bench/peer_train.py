@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""The peer of `./do bench train`: the same net, batch and work per step in PyTorch and diffusers.
+"""The peer of `./do bench train` and `./do bench sample`: the same net, batch and work in PyTorch
+and diffusers.
 
-One step is forward, loss, backward, gradient clip, AdamW(fused=True) and a foreach EMA, as
-ckptd-worker does it. Prints one line: peer_img_s=... mode=... rss_mib=...
+One training step is forward, loss, backward, gradient clip, AdamW(fused=True) and a foreach EMA, as
+ckptd-worker does it; one sampling step is a forward without gradients and DDIM's formula. Prints one
+line: peer_img_s=... mode=... rss_mib=... base_rss_mib=... (after the imports, before the model).
 
-usage: peer_train.py NET BATCH [STEPS]      NET: default | small | cifar
+usage: peer_train.py train|sample NET BATCH MODE [STEPS]
+       NET: default | small | cifar      MODE: fp32|bf16-eager|compile-contiguous|channels_last
 """
+import contextlib
 import resource
 import statistics
 import sys
 import time
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 
 NETS = {
     "default": dict(sample_size=32, block_out_channels=(32, 64, 128), layers_per_block=1,
@@ -31,41 +35,73 @@ NETS = {
 }
 
 
-def measure(net, batch, steps, channels_last):
-    torch.manual_seed(1)
-    model = UNet2DModel(in_channels=3, out_channels=3, **NETS[net])
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    params = list(model.parameters())
-    average = [p.detach().clone() for p in params]
-    optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
-    size = NETS[net]["sample_size"]
-    x = torch.randn(batch, 3, size, size).to(memory_format=layout)
-    noise = torch.randn(batch, 3, size, size).to(memory_format=layout)
-    t = torch.randint(0, 1000, (batch,))
-    times = []
-    for _ in range(steps + 2):
-        begin = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.mse_loss(model(x, t).sample, noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        torch._foreach_lerp_(average, [p.detach() for p in params], 0.001)
-        times.append(time.perf_counter() - begin)
-    return batch / statistics.median(times[2:])
+def rss_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Peer:
+    def __init__(self, net, batch, mode):
+        number, run, layout = mode.split("-")
+        torch.manual_seed(1)
+        self.batch = batch
+        self.layout = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        self.model = UNet2DModel(in_channels=3, out_channels=3, **NETS[net])
+        self.model = self.model.to(memory_format=self.layout)
+        self.call = torch.compile(self.model) if run == "compile" else self.model
+        self.bf16 = number == "bf16"
+        self.size = NETS[net]["sample_size"]
+
+    def autocast(self):
+        return torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    def random(self):
+        return torch.randn(self.batch, 3, self.size, self.size).to(memory_format=self.layout)
+
+    def train(self, steps):
+        params = list(self.model.parameters())
+        average = [p.detach().clone() for p in params]
+        optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
+        x, noise, t = self.random(), self.random(), torch.randint(0, 1000, (self.batch,))
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            with self.autocast():
+                y = self.call(x, t).sample
+            torch.nn.functional.mse_loss(y.float(), noise).backward()
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+            torch._foreach_lerp_(average, [p.detach() for p in params], 0.001)
+            yield
+
+    @torch.inference_mode()
+    def sample(self, steps):
+        self.model.eval()
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(50)
+        x = self.random()
+        for i in range(steps):
+            t = scheduler.timesteps[i % 50]
+            with self.autocast():
+                y = self.call(x, t.expand(self.batch)).sample
+            x = scheduler.step(y.float(), t, x).prev_sample
+            yield
 
 
 def main():
-    if len(sys.argv) < 3 or sys.argv[1] not in NETS:
+    if len(sys.argv) < 5 or sys.argv[1] not in ("train", "sample") or sys.argv[2] not in NETS:
         sys.exit(__doc__)
-    net, batch = sys.argv[1], int(sys.argv[2])
-    steps = int(sys.argv[3]) if len(sys.argv) > 3 else 5
-    results = [(measure(net, batch, steps, layout), "channels_last" if layout else "contiguous")
-               for layout in (False, True)]
-    rate, mode = max(results)
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peer_img_s={rate:.2f} mode=fp32-eager-{mode} rss_mib={rss:.0f}")
+    work, net, batch, mode = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    steps = int(sys.argv[5]) if len(sys.argv) > 5 else 5
+    base = rss_mib()
+    peer = Peer(net, batch, mode)
+    times, begin = [], time.perf_counter()
+    for _ in getattr(peer, work)(steps + 2):
+        now = time.perf_counter()
+        times.append(now - begin)
+        begin = now
+    rate = batch / statistics.median(times[2:])
+    params = sum(p.numel() for p in peer.model.parameters())
+    print(f"peer_img_s={rate:.2f} mode={mode} rss_mib={rss_mib():.0f} base_rss_mib={base:.0f}"
+          f" params={params}")
 
 
 if __name__ == "__main__":

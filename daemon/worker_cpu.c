@@ -22,10 +22,25 @@ static const char *const feature_names[CPU_FEATURE_COUNT] = {
 	[CPU_AVX512IFMA] = "avx512ifma",
 	[CPU_AVX512VBMI] = "avx512vbmi",
 	[CPU_AVX512VNNI] = "avx512vnni",
+	[CPU_AVX512VBMI2] = "avx512vbmi2",
+	[CPU_AVX512BITALG] = "avx512bitalg",
+	[CPU_AVX512VPOPCNTDQ] = "avx512vpopcntdq",
+	[CPU_AVX512BF16] = "avx512_bf16",
+	[CPU_AVX512FP16] = "avx512_fp16",
+	[CPU_AMX_TILE] = "amx_tile",
+	[CPU_AMX_BF16] = "amx_bf16",
 };
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+
+/* What the builtin of older compilers does not know. */
+static bool has_leaf_7_edx(unsigned bit)
+{
+	unsigned eax, ebx, ecx, edx;
+
+	return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> bit & 1);
+}
 
 /* The builtin takes literals only. */
 static bool has(enum cpu_feature feature)
@@ -61,6 +76,20 @@ static bool has(enum cpu_feature feature)
 		return __builtin_cpu_supports("avx512vbmi");
 	case CPU_AVX512VNNI:
 		return __builtin_cpu_supports("avx512vnni");
+	case CPU_AVX512VBMI2:
+		return __builtin_cpu_supports("avx512vbmi2");
+	case CPU_AVX512BITALG:
+		return __builtin_cpu_supports("avx512bitalg");
+	case CPU_AVX512VPOPCNTDQ:
+		return __builtin_cpu_supports("avx512vpopcntdq");
+	case CPU_AVX512BF16:
+		return __builtin_cpu_supports("avx512bf16");
+	case CPU_AVX512FP16:
+		return __builtin_cpu_supports("avx512f") && has_leaf_7_edx(23);
+	case CPU_AMX_TILE:
+		return has_leaf_7_edx(24);
+	case CPU_AMX_BF16:
+		return has_leaf_7_edx(22);
 	case CPU_FEATURE_COUNT:
 		break;
 	}
@@ -93,7 +122,7 @@ static void model_name(char name[49])
 
 int worker_cpu_check(struct error *err)
 {
-	char missing[256] = "";
+	char missing[400] = "";
 
 	for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++) {
 		if (!(worker_cpu_needs >> i & 1) || has(i))

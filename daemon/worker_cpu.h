@@ -24,10 +24,18 @@ enum cpu_feature {
 	CPU_AVX512IFMA,
 	CPU_AVX512VBMI,
 	CPU_AVX512VNNI,
+	CPU_AVX512VBMI2,
+	CPU_AVX512BITALG,
+	CPU_AVX512VPOPCNTDQ,
+	CPU_AVX512BF16,
+	CPU_AVX512FP16,
+	CPU_AMX_TILE,
+	CPU_AMX_BF16,
 	CPU_FEATURE_COUNT
 };
 
-/* What the training code was compiled to use (worker_cpu_needs.c). */
+/* What the training code was compiled to use (worker_cpu_needs.c). The kernels of an engine that
+ * asks for its CPU at run time need nothing here. */
 extern const uint32_t worker_cpu_needs;
 
 /* -ENOTSUP with the missing features and what to do. */

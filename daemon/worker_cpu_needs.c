@@ -1,5 +1,5 @@
-/* Compiled with the training code's flags: the compiler itself says what it may use. Data only, so
- * that it can be read on any CPU. See worker_cpu.h. */
+/* Compiled with the training code's flags: the compiler itself says what it may use. Not AMX: no
+ * compiler uses tiles unasked. Data only, so that it can be read on any CPU. See worker_cpu.h. */
 #include "daemon/worker_cpu.h"
 
 #define NEED(feature) ((uint32_t)1 << (feature))
@@ -49,5 +49,20 @@ const uint32_t worker_cpu_needs = 0
 #endif
 #ifdef __AVX512VNNI__
 	| NEED(CPU_AVX512VNNI)
+#endif
+#ifdef __AVX512VBMI2__
+	| NEED(CPU_AVX512VBMI2)
+#endif
+#ifdef __AVX512BITALG__
+	| NEED(CPU_AVX512BITALG)
+#endif
+#ifdef __AVX512VPOPCNTDQ__
+	| NEED(CPU_AVX512VPOPCNTDQ)
+#endif
+#ifdef __AVX512BF16__
+	| NEED(CPU_AVX512BF16)
+#endif
+#ifdef __AVX512FP16__
+	| NEED(CPU_AVX512FP16)
 #endif
 	;

@@ -55,6 +55,8 @@ static void on_fatal(int signal_number, siginfo_t *info, void *context)
 void worker_crash_install(const char *role)
 {
 	static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
+	/* Of this CPU: a signal saves all registers, tiles too, and the kernel gives a process no
+	 * tiles whose signal stack could not take them. */
 	long wanted = sysconf(_SC_SIGSTKSZ);
 	stack_t stack = {.ss_size = wanted > (long)STACK_MIN ? (size_t)wanted : STACK_MIN};
 	struct sigaction action = {

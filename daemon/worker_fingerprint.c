@@ -47,9 +47,8 @@ int worker_fingerprint(struct digest *ret, char *text, size_t size, struct error
 	digest_to_hex(&self, build);
 	build[16] = 0;
 	worker_cpu_text(cpu, sizeof(cpu));
-	engine_openblas();
-	snprintf(text, size, "ckptd %s build %s; engine %s, %s; glibc %s; %s", CKPTD_VERSION, build,
-		ops_engine_name(), ops_engine_library(), gnu_get_libc_version(), cpu);
+	snprintf(text, size, "ckptd %s build %s; %s; glibc %s; %s", CKPTD_VERSION, build,
+		engine_openblas()->library(), gnu_get_libc_version(), cpu);
 	*ret = digest_of(text, strlen(text));
 	return 0;
 }

@@ -1,5 +1,11 @@
-/* What the bits of a run depend on besides its seed and data: CPU, engine and its library, this
- * build, libc. A resume on another fingerprint works, and says that bits may differ (P2). */
+/* What the bits of a run depend on besides its seed, its data and its engine: CPU, this build with
+ * all its kernels, OpenBLAS, libc. A resume on another fingerprint works, and says that bits may
+ * differ (P2).
+ *
+ * It is the same for every process of a build on a machine, and made before anything else is known.
+ * So it names the library that engines bring along whichever of them computes; the engine itself,
+ * which may change in the course of a run, is in the record as an intervention at its step
+ * (worker_record.h). */
 #pragma once
 
 #include "base/digest.h"

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/sys.h"
 #include "daemon/worker.h"
+#include "daemon/worker_engine.h"
 #include "daemon/worker_plan.h"
 #include "proto/progress.h"
 #include "store/recovery.h"
@@ -23,12 +24,16 @@ static void report_data(void *context, const char *level, const char *text)
 /* Configuration errors first: they are found without touching the data. 0 or an exit code. */
 static int check_config(struct worker *worker)
 {
+	const struct config *config = &worker->start.config;
+	struct engine_choice choice;
 	struct model model = {0};
 	struct error err;
-	int r = config_check(&worker->start.config, &err);
+	int r = config_check(config, &err);
 
 	if (r == 0)
-		r = model_init(&model, &worker->start.config, 0, &err);
+		r = model_init(&model, config, 0, &err);
+	if (r == 0)
+		r = engine_choose(&model.config, "", config->engine, NULL, &choice, &err);
 	model_fini(&model);
 	return r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err) : 0;
 }

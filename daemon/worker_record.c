@@ -16,29 +16,52 @@ static bool same_key(const char *a, const char *b)
 	return length == strcspn(b, "=") && memcmp(a, b, length) == 0;
 }
 
-/* True when a later entry gives the same key another value. */
+/* Who chose it, behind the name; without, a ladder's of a time when there was one engine. */
+static const char *const engine_by_texts[] = {
+	[ENGINE_BY_CONFIG] = " (config)",
+	[ENGINE_BY_AUTO] = " (auto)",
+	[ENGINE_BY_LADDER] = " (ladder)",
+};
+
+static struct engine_entry engine_of(const struct intervention *entry)
+{
+	struct engine_entry engine = {.step = entry->step, .by = ENGINE_BY_LADDER};
+	size_t length = strcspn(entry->value, " ");
+
+	for (size_t i = 0; i < sizeof(engine_by_texts) / sizeof(engine_by_texts[0]); i++)
+		if (strcmp(entry->value + length, engine_by_texts[i]) == 0)
+			engine.by = (enum engine_by)i;
+	snprintf(engine.name, sizeof(engine.name), "%.*s", (int)length, entry->value);
+	return engine;
+}
+
+/* Entries of which only the last one counts. */
+static bool same_matter(const struct intervention *a, const struct intervention *b)
+{
+	if (a->kind != b->kind)
+		return false;
+	if (a->kind == INTERVENTION_ENGINE)
+		return engine_of(a).by == engine_of(b).by;
+	return a->kind == INTERVENTION_CONFIG && same_key(a->value, b->value);
+}
+
 static bool is_superseded(const struct state_record *record, uint32_t index)
 {
-	const struct intervention *entry = &record->interventions[index];
-
-	if (entry->kind != INTERVENTION_CONFIG)
-		return false;
 	for (uint32_t i = index + 1; i < record->intervention_count; i++)
-		if (record->interventions[i].kind == INTERVENTION_CONFIG &&
-			same_key(record->interventions[i].value, entry->value))
+		if (same_matter(&record->interventions[i], &record->interventions[index]))
 			return true;
 	return false;
 }
 
-/* The entry to give up: the oldest superseded one, else the oldest that sets no key. */
+/* The entry to give up: the oldest superseded one, else the oldest window. */
 static uint32_t oldest_spare(const struct state_record *record)
 {
 	for (uint32_t i = 0; i < record->intervention_count; i++)
 		if (is_superseded(record, i))
 			return i;
 	for (uint32_t i = 0; i < record->intervention_count; i++)
-		if (record->interventions[i].kind != INTERVENTION_CONFIG &&
-			record->interventions[i].kind != INTERVENTION_FOLDED)
+		if (record->interventions[i].kind == INTERVENTION_SKIP_WINDOW ||
+			record->interventions[i].kind == INTERVENTION_DATA)
 			return i;
 	PANIC("more schedule keys than a record holds");
 }
@@ -167,22 +190,61 @@ uint32_t record_changes(struct state_record *record, const struct config *before
 	return count;
 }
 
-static void apply(struct state_record *record, const struct intervention *intervention,
+bool record_engine(const struct state_record *record, struct engine_entry *ret)
+{
+	for (uint32_t i = record->intervention_count; i-- > 0;)
+		if (record->interventions[i].kind == INTERVENTION_ENGINE) {
+			*ret = engine_of(&record->interventions[i]);
+			return true;
+		}
+	return false;
+}
+
+bool record_auto_engine(const struct state_record *record, struct engine_entry *ret)
+{
+	for (uint32_t i = record->intervention_count; i-- > 0;) {
+		const struct intervention *entry = &record->interventions[i];
+
+		if (entry->kind == INTERVENTION_CONFIG && same_key(entry->value, "engine"))
+			return false;
+		if (entry->kind != INTERVENTION_ENGINE)
+			continue;
+		*ret = engine_of(entry);
+		if (ret->by == ENGINE_BY_AUTO)
+			return true;
+	}
+	return false;
+}
+
+bool record_set_engine(struct state_record *record, const char *name, enum engine_by by,
 	void (*tell)(void *context, const char *text), void *context)
 {
+	char value[sizeof(record->interventions[0].value)], text[160];
+	struct engine_entry before;
+	bool known = record_engine(record, &before);
+
+	if (known && before.by == by && strcmp(before.name, name) == 0)
+		return false;
+	snprintf(value, sizeof(value), "%s%s", name, engine_by_texts[by]);
+	record_add(record, INTERVENTION_ENGINE, record->step, value);
+	if (known && tell && strcmp(before.name, name) != 0) {
+		snprintf(text, sizeof(text), "%s computes from step %" PRIu64 ", %s before", name,
+			record->step, before.name);
+		tell(context, text);
+	}
+	return true;
+}
+
+static void skip_window(struct state_record *record, const struct intervention *intervention,
+	void (*tell)(void *context, const char *text), void *context)
+{
+	uint64_t images = strtoull(intervention->value, NULL, 10);
 	char text[160];
 
-	if (intervention->kind == INTERVENTION_SKIP_WINDOW) {
-		uint64_t images = strtoull(intervention->value, NULL, 10);
-
-		record->images_seen += images;
-		snprintf(text, sizeof(text), "skipping %" PRIu64 " images at step %" PRIu64, images,
-			record->step);
-	} else {
-		snprintf(text, sizeof(text), "engine %s from step %" PRIu64, intervention->value,
-			record->step);
-	}
+	record->images_seen += images;
 	record_add(record, intervention->kind, intervention->step, intervention->value);
+	snprintf(text, sizeof(text), "skipping %" PRIu64 " images at step %" PRIu64, images,
+		record->step);
 	tell(context, text);
 }
 
@@ -197,12 +259,11 @@ uint32_t record_apply_branch(struct state_record *record, const struct line *lin
 		for (uint32_t i = 0; i < branch->intervention_count; i++) {
 			const struct intervention *intervention = &branch->interventions[i];
 
-			if (intervention->step != record->step || record_has(record, intervention))
+			if (intervention->kind != INTERVENTION_SKIP_WINDOW ||
+				intervention->step != record->step ||
+				record_has(record, intervention))
 				continue;
-			if (intervention->kind != INTERVENTION_SKIP_WINDOW &&
-				intervention->kind != INTERVENTION_ENGINE)
-				continue;
-			apply(record, intervention, tell, context);
+			skip_window(record, intervention, tell, context);
 			count++;
 		}
 	return count;

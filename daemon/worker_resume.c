@@ -62,11 +62,13 @@ static int data_changed(struct trainer *trainer, const struct digest *recorded, 
 }
 
 /* The record of a state that was found becomes this trainer's: on the current branch, with this
- * fingerprint, and with what the configuration changed since entered as interventions. */
+ * fingerprint, and with what the configuration or the engine changed since entered as
+ * interventions. */
 static int adopt_record(struct trainer *trainer, const struct state_record *found)
 {
 	struct worker *worker = trainer->worker;
 	struct state_record *record = &trainer->record;
+	struct engine_choice choice;
 	struct config before;
 	struct error err;
 	int r;
@@ -75,7 +77,12 @@ static int adopt_record(struct trainer *trainer, const struct state_record *foun
 	r = record_config(found, &worker->start.config, &before, &err);
 	if (r < 0)
 		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
+	r = trainer_choose_engine(trainer, &worker->start.config, found, &choice, &err);
+	if (r < 0)
+		return worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err);
 	if (record_changes(record, &before, &worker->start.config, trainer_tell, trainer))
+		trainer->record_changed = true;
+	if (trainer_set_engine(trainer, &choice))
 		trainer->record_changed = true;
 	if (record->branch != trainer->line.current) {
 		record->branch = trainer->line.current;
@@ -83,7 +90,8 @@ static int adopt_record(struct trainer *trainer, const struct state_record *foun
 	}
 	if (!digest_equal(&record->fingerprint, &worker->fingerprint)) {
 		worker_event(&worker->link, "fingerprint", "warning", record->step,
-			"going on with another CPU, engine, build or libc than the state was made "
+			"going on with another CPU, build, OpenBLAS or libc than the state was "
+			"made "
 			"with: from "
 			"step %" PRIu64 " bits may differ from an uninterrupted run (now: %s)",
 			record->step, worker->fingerprint_text);
@@ -171,6 +179,7 @@ static int begin_run(struct trainer *trainer, uint32_t slot, struct resume *ret)
 	uint64_t section_bytes = trainer->model.table.section_bytes;
 	float *weights = state_section(&trainer->state, slot, SECTION_WEIGHTS);
 	struct state_record *record = &trainer->record;
+	struct engine_choice choice;
 	struct error err;
 	int r;
 
@@ -179,6 +188,9 @@ static int begin_run(struct trainer *trainer, uint32_t slot, struct resume *ret)
 			"this run had verified checkpoints, and none is in %s/checkpoints now: "
 			"bring them back, or begin a new run in another state folder",
 			worker->start.run_dir);
+	r = trainer_choose_engine(trainer, &worker->start.config, NULL, &choice, &err);
+	if (r < 0)
+		return worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err);
 	progress_phase(trainer->progress, PHASE_INIT);
 	/* The slot may hold an older state: padding and moments must be zero. */
 	memset(weights, 0, section_bytes * SECTION_COUNT);
@@ -195,6 +207,7 @@ static int begin_run(struct trainer *trainer, uint32_t slot, struct resume *ret)
 	record->data_digest = trainer->data.digest;
 	record->fingerprint = worker->fingerprint;
 	record_begin(record, &worker->start.config);
+	trainer_set_engine(trainer, &choice);
 	seal_slot(trainer, slot);
 	ret->from = "scratch";
 	return 0;

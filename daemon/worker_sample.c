@@ -6,6 +6,7 @@
 #include "daemon/image/image.h"
 #include "daemon/train/generate.h"
 #include "daemon/worker.h"
+#include "daemon/worker_engine.h"
 #include "daemon/worker_plan.h"
 #include "store/recovery.h"
 
@@ -53,9 +54,14 @@ static int open_checkpoint(struct picture *picture, struct error *err)
 static int load_net(struct picture *picture, uint32_t batch, struct error *err)
 {
 	struct worker *worker = picture->worker;
+	const struct unet_setup setup = {
+		.config = &picture->model.config,
+		.table = &picture->model.table,
+		.engine = engine_for_record(&picture->model.config, &picture->info.record),
+		.batch = batch,
+	};
 	struct arena arena;
-	int r = unet_new(&picture->model.config, &picture->model.table, batch, false, NULL,
-		&picture->unet, err);
+	int r = unet_new(&setup, &picture->unet, err);
 
 	if (r < 0)
 		return r;

@@ -8,7 +8,6 @@
 #include "base/file.h"
 #include "base/panic.h"
 #include "base/sys.h"
-#include "daemon/ops/engine.h"
 #include "daemon/train/fault.h"
 #include "daemon/worker_record.h"
 #include "daemon/worker_trainer.h"
@@ -28,6 +27,26 @@ void trainer_tell(void *context, const char *text)
 
 	worker_event(
 		&trainer->worker->link, "intervention", "info", trainer->record.step, "%s", text);
+}
+
+int trainer_choose_engine(const struct trainer *trainer, const struct config *config,
+	const struct state_record *record, struct engine_choice *ret, struct error *err)
+{
+	return engine_choose(&trainer->model.config, trainer->worker->start.engine, config->engine,
+		record, ret, err);
+}
+
+bool trainer_set_engine(struct trainer *trainer, const struct engine_choice *choice)
+{
+	struct state_record *record = &trainer->record;
+
+	trainer->engine = *choice;
+	if (choice->replaced)
+		worker_event(&trainer->worker->link, "engine", "warning", record->step,
+			"%s: %s from step %" PRIu64
+			" on, with other bits than an uninterrupted run",
+			choice->reason, choice->engine->name, record->step);
+	return record_set_engine(record, choice->engine->name, choice->by, trainer_tell, trainer);
 }
 
 void trainer_metric_loss(struct metric *metric, const struct loss *loss)
@@ -105,10 +124,12 @@ static int lay_out_plan(struct trainer *trainer, struct error *err)
 	struct train_setup setup = {
 		.model = &trainer->model.config,
 		.table = &trainer->model.table,
+		.engine = trainer->engine.engine,
 		.schedule = &trainer->schedule,
 		.data = &trainer->data,
 		.rng = trainer->rng,
 		.params = plan_params(&trainer->config),
+		.recompute = strcmp(trainer->config.recompute, "blocks") == 0,
 		.moves = &trainer->progress->moves,
 		.entered = on_part,
 		.context = trainer,
@@ -169,8 +190,6 @@ static int open_trainer(struct trainer *trainer)
 	if (r < 0)
 		return worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err);
 	r = open_model(trainer, &err);
-	if (r == 0)
-		r = lay_out_plan(trainer, &err);
 	return r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err) : 0;
 }
 
@@ -186,15 +205,6 @@ static void close_trainer(struct trainer *trainer)
 	progress_unmap(trainer->progress);
 }
 
-static const char *engine_reason(const struct trainer *trainer)
-{
-	if (*trainer->worker->start.engine)
-		return "the safe engine, after repeated deaths at one step";
-	if (strcmp(trainer->config.engine, "auto") == 0)
-		return "auto: the only engine of this build";
-	return "as configured";
-}
-
 static void publish_state(struct trainer *trainer)
 {
 	const struct state_record *record = &trainer->record;
@@ -208,23 +218,39 @@ static void publish_state(struct trainer *trainer)
 	atomic_store(&progress->step, record->step);
 }
 
-static int say_ready(struct trainer *trainer, const struct resume *resume)
+static void publish_engine(struct trainer *trainer)
 {
 	struct progress *progress = trainer->progress;
-	const struct state_record *record = &trainer->record;
+
+	snprintf(progress->engine, sizeof(progress->engine), "%s", trainer->engine.engine->name);
+	snprintf(progress->engine_reason, sizeof(progress->engine_reason), "%s",
+		trainer->engine.reason);
+}
+
+/* What the supervisor shows of engine and plan, added to body. Steals body (NULL: no memory). */
+static int send_with_plan(struct trainer *trainer, const char *name, json_t *body)
+{
+	const struct progress *progress = trainer->progress;
+	json_int_t bytes = (json_int_t)atomic_load(&progress->plan_bytes);
 	int r;
 
-	snprintf(progress->engine, sizeof(progress->engine), "%s", ops_engine_name());
-	snprintf(progress->engine_reason, sizeof(progress->engine_reason), "%s",
-		engine_reason(trainer));
-	publish_state(trainer);
-	r = worker_link_send(&trainer->worker->link,
-		json_pack("{s:{s:I,s:I,s:s,s:s,s:s,s:s,s:I}}", "ready", "step",
-			(json_int_t)record->step, "branch", (json_int_t)record->branch, "from",
-			resume->from, "checkpoint", resume->checkpoint, "engine", progress->engine,
-			"engine_reason", progress->engine_reason, "plan_bytes",
-			(json_int_t)atomic_load(&progress->plan_bytes)));
+	publish_engine(trainer);
+	json_object_set_new(body, "engine", json_string(progress->engine));
+	json_object_set_new(body, "engine_reason", json_string(progress->engine_reason));
+	json_object_set_new(body, "plan_bytes", json_integer(bytes));
+	r = worker_link_send(&trainer->worker->link, json_pack("{s:o}", name, body));
 	return r < 0 ? LINK_EXIT_FAILED : 0;
+}
+
+static int say_ready(struct trainer *trainer, const struct resume *resume)
+{
+	const struct state_record *record = &trainer->record;
+
+	publish_state(trainer);
+	return send_with_plan(trainer, "ready",
+		json_pack("{s:I,s:I,s:s,s:s}", "step", (json_int_t)record->step, "branch",
+			(json_int_t)record->branch, "from", resume->from, "checkpoint",
+			resume->checkpoint));
 }
 
 /* -- one step -- */
@@ -364,35 +390,62 @@ static int run_step(struct trainer *trainer)
 
 /* -- the loop -- */
 
+/* With the engine that the record goes on with. 0 or an exit code. */
+static int open_plan(struct trainer *trainer)
+{
+	struct error err;
+	int r = lay_out_plan(trainer, &err);
+
+	if (r < 0)
+		return worker_fail_errno(trainer->worker, r, LINK_EXIT_FAILED, &err);
+	load_weights(trainer);
+	return 0;
+}
+
+/* 0, or negative with the reason for a refusal. */
+static int read_reload(const struct trainer *trainer, struct config *ret,
+	struct engine_choice *choice, struct error *err)
+{
+	AUTO_JSON reload = trainer->worker->link.reload;
+	const struct config_key *key;
+	int r;
+
+	trainer->worker->link.reload = NULL;
+	*ret = trainer->config;
+	r = json_to_config(json_object_get(reload, "config"), ret, err);
+	if (r < 0)
+		return r;
+	key = config_next_difference(&trainer->config, ret, CONFIG_IDENTITY, NULL);
+	if (key)
+		return error_set(err, -EINVAL, "%s is fixed for the life of a run", key->key);
+	return trainer_choose_engine(trainer, ret, &trainer->record, choice, err);
+}
+
 /* Takes changed schedule and free keys; everything is laid out anew. 0 or an exit code. */
 static int take_reload(struct trainer *trainer)
 {
 	struct worker *worker = trainer->worker;
-	AUTO_JSON reload = worker->link.reload;
-	const struct config_key *key;
-	struct config config = trainer->config;
+	struct engine_choice choice;
+	struct config config;
 	struct error err;
-	int r = json_to_config(json_object_get(reload, "config"), &config, &err);
+	bool changed;
+	int r = read_reload(trainer, &config, &choice, &err);
 
-	worker->link.reload = NULL;
-	key = config_next_difference(&trainer->config, &config, CONFIG_IDENTITY, NULL);
-	if (r < 0 || key) {
+	if (r < 0) {
 		worker_event(&worker->link, "reload", "warning", trainer->record.step,
-			"reload refused: %s%s", key ? key->key : err.text,
-			key ? " is fixed for the life of a run" : "");
+			"reload refused: %s", err.text);
 		return 0;
 	}
-	if (record_changes(&trainer->record, &trainer->config, &config, trainer_tell, trainer))
+	changed = record_changes(
+		&trainer->record, &trainer->config, &config, trainer_tell, trainer);
+	if (trainer_set_engine(trainer, &choice) || changed)
 		state_commit_record(&trainer->state, &trainer->record);
 	trainer->config = config;
 	worker->start.config = config;
 	worker_set_threads(worker);
 	free_plan(trainer);
-	r = lay_out_plan(trainer, &err);
-	if (r < 0)
-		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
-	load_weights(trainer);
-	return 0;
+	r = open_plan(trainer);
+	return r == 0 ? send_with_plan(trainer, "plan", json_object()) : r;
 }
 
 static int finish(struct trainer *trainer, bool stepped)
@@ -441,18 +494,15 @@ int worker_train(struct worker *worker)
 
 	trainer.worker = worker;
 	trainer.config = worker->start.config;
-	if (*worker->start.engine && strcmp(worker->start.engine, ops_engine_name()) != 0)
-		return worker_fail(worker, LINK_EXIT_CONFIG, "this build has no engine '%s'",
-			worker->start.engine);
 	r = open_trainer(&trainer);
 	if (r == 0)
 		r = trainer_resume(&trainer, &resume);
 	if (r == 0)
+		r = open_plan(&trainer);
+	if (r == 0)
 		r = say_ready(&trainer, &resume);
-	if (r == 0) {
-		load_weights(&trainer);
+	if (r == 0)
 		r = loop(&trainer);
-	}
 	if (r == -ECANCELED) {
 		progress_phase(trainer.progress, PHASE_DONE);
 		r = LINK_EXIT_DONE;

@@ -4,6 +4,7 @@
 
 #include "daemon/train/step.h"
 #include "daemon/worker.h"
+#include "daemon/worker_engine.h"
 #include "daemon/worker_plan.h"
 #include "daemon/worker_preview.h"
 #include "proto/progress.h"
@@ -25,6 +26,7 @@ struct trainer {
 	struct rng rng;
 	struct state state;
 	struct progress *progress;
+	struct engine_choice engine;
 	struct train *train;
 	struct preview *preview;
 	uint64_t *sums_copy; /* of the source slot, for updates in place */
@@ -38,9 +40,16 @@ struct resume {
 	char checkpoint[64]; /* its id, or "" */
 };
 
-/* Finds the newest whole state and leaves it sealed in a slot, its record in trainer->record.
- * Returns 0, an exit code (told), or -ECANCELED when `stop` came first. */
+/* Finds the newest whole state and leaves it sealed in a slot, its record in trainer->record, and
+ * the engine that goes on from it in trainer->engine. Returns 0, an exit code (told), or -ECANCELED
+ * when `stop` came first. */
 int trainer_resume(struct trainer *trainer, struct resume *ret);
+
+/* For these settings, going on from record (NULL: a new run). -ENOTSUP. */
+int trainer_choose_engine(const struct trainer *trainer, const struct config *config,
+	const struct state_record *record, struct engine_choice *ret, struct error *err);
+/* Makes it the trainer's, from the record's step on. Returns whether the record changed. */
+bool trainer_set_engine(struct trainer *trainer, const struct engine_choice *choice);
 
 /* Mean and quartile means into a metric row. */
 void trainer_metric_loss(struct metric *metric, const struct loss *loss);

@@ -41,7 +41,7 @@
 enum intervention_kind {
 	INTERVENTION_CONFIG = 1,      /* value: "key=value" of a schedule key */
 	INTERVENTION_SKIP_WINDOW = 2, /* value: number of images jumped over */
-	INTERVENTION_ENGINE = 3,      /* value: engine name */
+	INTERVENTION_ENGINE = 3,      /* value: "amx (auto)", the engine and who chose it */
 	INTERVENTION_DATA = 4,        /* value: hex of the new data digest's first 16 bytes */
 	INTERVENTION_FOLDED = 5, /* the oldest, folded: value is a digest's first 16 bytes in hex */
 };

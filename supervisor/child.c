@@ -298,6 +298,24 @@ static bool keep_variable(const char *entry)
 	return true;
 }
 
+/* OpenBLAS knows CPUs by their model numbers: for one newer than itself it takes its oldest
+ * kernels, several times slower. Features say which ones it can run. NULL: leave it alone. */
+static char *blas_core(void)
+{
+#ifdef __x86_64__
+	static char wide[] = "OPENBLAS_CORETYPE=SkylakeX", narrow[] = "OPENBLAS_CORETYPE=Haswell";
+
+	if (getenv("OPENBLAS_CORETYPE"))
+		return NULL;
+	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+		__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+		return wide;
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return narrow;
+#endif
+	return NULL;
+}
+
 /* The environment of a worker: ours without what is only for us. The array is static: the loop's
  * thread alone spawns. */
 static char **worker_environment(uint32_t threads)
@@ -307,11 +325,13 @@ static char **worker_environment(uint32_t threads)
 	static char spin_text[] = "GOMP_SPINCOUNT=1000", blas_text[] = "OPENBLAS_NUM_THREADS=1";
 	size_t count = 0;
 
-	for (char **entry = environ; *entry && count < ENVIRONMENT_MAX - 4; entry++)
+	for (char **entry = environ; *entry && count < ENVIRONMENT_MAX - 5; entry++)
 		if (keep_variable(*entry))
 			list[count++] = *entry;
 	list[count++] = spin_text;
 	list[count++] = blas_text;
+	if (blas_core())
+		list[count++] = blas_core();
 	if (threads > 0) {
 		snprintf(threads_text, sizeof(threads_text), "OMP_NUM_THREADS=%u", threads);
 		list[count++] = threads_text;

@@ -106,6 +106,18 @@ void trainer_start(struct supervisor *sup)
 
 /* -- messages -- */
 
+/* At the start, and after a reload. */
+static void take_plan(struct supervisor *sup, const json_t *body)
+{
+	struct shown *shown = &sup->shown;
+
+	CHECK(child_alive(&sup->trainer));
+	snprintf(shown->engine, sizeof(shown->engine), "%s", json_get_text(body, "engine", ""));
+	snprintf(shown->engine_reason, sizeof(shown->engine_reason), "%s",
+		json_get_text(body, "engine_reason", ""));
+	shown->plan_bytes = (uint64_t)json_get_int(body, "plan_bytes", 0);
+}
+
 static void take_ready(struct supervisor *sup, const json_t *body)
 {
 	const char *from = json_get_text(body, "from", "");
@@ -116,11 +128,7 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 	sup->start_delay_ns = 0;
 	sup->trouble[0] = '\0';
 	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s", from);
-	snprintf(sup->shown.engine, sizeof(sup->shown.engine), "%s",
-		json_get_text(body, "engine", ""));
-	snprintf(sup->shown.engine_reason, sizeof(sup->shown.engine_reason), "%s",
-		json_get_text(body, "engine_reason", ""));
-	sup->shown.plan_bytes = (uint64_t)json_get_int(body, "plan_bytes", 0);
+	take_plan(sup, body);
 	sup->shown.step_seen = (uint64_t)json_get_int(body, "step", 0);
 	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %lld on branch %lld",
 		(int)sup->trainer.pid, from, (long long)json_get_int(body, "step", 0),
@@ -136,6 +144,8 @@ static void on_message(struct child *child, const char *name, json_t *body)
 
 	if (strcmp(name, "ready") == 0) {
 		take_ready(sup, body);
+	} else if (strcmp(name, "plan") == 0) {
+		take_plan(sup, body);
 	} else if (strcmp(name, "event") == 0) {
 		worker_event(sup, body);
 	} else if (strcmp(name, "finished") == 0) {

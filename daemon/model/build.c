@@ -47,17 +47,18 @@ static void build_input(struct unet *unet, struct layer *layer, const struct par
 	/* A patch of 3x3 pixels of each channel is one row of the weight: [out, in, 3, 3] is
 	 * [out, 9 in]. */
 	uint32_t channels = 9 * part->in;
-	struct channel_span span = {channels, round_up_channels(channels)};
+	struct channel_span span = {channels, round_up_to(channels, unet->form->align)};
+	enum conv_kind kind = unet->form->elem == ELEM_BF16 ? CONV_SUM : CONV_1X1;
 	layer->kind = &layer_input;
-	conv_params_init(
-		unet, &layer->input.conv, part->name, CONV_1X1, &span, 1, false, part->out);
+	conv_params_init(unet, &layer->input.conv, part->name, kind, &span, 1, false, part->out);
 }
 
 static void build_resnet(struct builder *builder, struct layer *layer, const struct part *part)
 {
 	struct unet *unet = builder->unet;
 	struct resnet_layer *resnet = &layer->resnet;
-	struct channel_span spans[SPANS_MAX], inner = {part->out, round_up_channels(part->out)};
+	struct channel_span spans[SPANS_MAX];
+	struct channel_span inner = {part->out, round_up_to(part->out, unet->form->align)};
 	layer->kind = &layer_resnet;
 	resnet->in[resnet->in_count++] = builder->h;
 	if (part->skip) {
@@ -112,7 +113,6 @@ static void build_attention(struct builder *builder, struct layer *layer, const 
 		.tokens = unet->tokens[part->level].image_stride,
 		.heads = part->in / head_dim,
 		.head_dim = head_dim,
-		.width = span.width,
 		.thread_count = unet->thread_count,
 	};
 }
@@ -148,7 +148,7 @@ static struct feature *make_result(struct unet *unet, uint32_t index, const stru
 		level--;
 	struct feature *feature = &unet->features[index];
 	feature->layout = &unet->positions[level];
-	feature->value = plan_tensor(&unet->plan, feature->layout, part->out);
+	feature->value = plan_tensor(&unet->plan, unet->form, feature->layout, part->out);
 	return feature;
 }
 

@@ -10,11 +10,9 @@ static const struct feature *small_side(const struct resample_layer *resample)
 static void plan_phases(struct unet *unet, const struct resample_layer *resample, uint32_t step,
 	struct tensor *phases[4])
 {
-	for (int i = 0; i < 4; i++) {
-		phases[i] = plan_tensor(
-			&unet->plan, small_side(resample)->layout, resample->in->value->channels);
-		plan_use(phases[i], step);
-	}
+	for (int i = 0; i < 4; i++)
+		phases[i] = tensor_for(
+			unet, small_side(resample)->layout, resample->in->value->channels, step);
 }
 
 static void plan(struct unet *unet, struct layer *layer, uint32_t step)
@@ -36,75 +34,49 @@ static void plan_backward(struct unet *unet, struct layer *layer, uint32_t step)
 
 static void load(struct unet *unet, struct layer *layer, const float *section)
 {
-	conv_params_load(unet, &layer->resample.conv, section);
-}
-
-struct phase_pointers {
-	float *at[4];
-	const float *const_at[4];
-};
-
-static struct phase_pointers pointers_of(struct tensor *const phases[4])
-{
-	struct phase_pointers pointers;
-	for (int i = 0; i < 4; i++)
-		pointers.const_at[i] = pointers.at[i] = phases[i]->data;
-	return pointers;
+	conv_params_load(&layer->resample.conv, section);
 }
 
 static void forward(struct unet *unet, struct layer *layer)
 {
 	struct resample_layer *resample = &layer->resample;
-	const struct layout *in_layout = resample->in->layout, *out_layout = resample->out->layout;
-	const float *in = resample->in->value->data;
-	float *out = resample->out->value->data;
-	uint32_t width = resample->in->value->width;
-	struct phase_pointers phases = pointers_of(resample->phases);
-	struct conv_call call = {
-		.layout = small_side(resample)->layout,
-		.n = unet->n,
-		.out_width = width,
-		.bias = {resample->conv.bias->data},
-	};
+	const struct tensor *in = resample->in->value, *out = resample->out->value;
+	const struct tensor *const *phases = (const struct tensor *const *)resample->phases;
+	struct conv_call call = {.n = unet->n, .bias = {resample->conv.bias->data}};
 	if (!resample->up) {
-		layout_split_phases(in_layout, out_layout, unet->n, in, phases.at, width);
-		conv_add_taps(&resample->conv.conv, out_layout, 0, phases.const_at, &call);
+		tensor_split_phases(unet->n, in, phases);
+		conv_add_taps(&resample->conv.conv, 0, phases, &call);
 		call.out = out;
 		conv_run(unet, &call);
 		return;
 	}
 	for (uint32_t phase = 0; phase < 4; phase++) {
 		call.tap_count = 0;
-		conv_add_taps(&resample->conv.conv, in_layout, phase, &in, &call);
-		call.out = phases.at[phase];
+		conv_add_taps(&resample->conv.conv, phase, &in, &call);
+		call.out = phases[phase];
 		conv_run(unet, &call);
 	}
-	layout_merge_phases(out_layout, in_layout, unet->n, phases.const_at, out, width, false);
+	tensor_merge_phases(unet->n, phases, out, false);
 }
 
 static void backward(struct unet *unet, struct layer *layer)
 {
 	struct resample_layer *resample = &layer->resample;
-	const struct layout *in_layout = resample->in->layout, *out_layout = resample->out->layout;
-	const float *in = resample->in->value->data, *dout = resample->out->grad->data;
-	float *din = resample->in->grad->data;
-	uint32_t width = resample->in->value->width;
-	struct phase_pointers phases = pointers_of(resample->back_phases);
-	conv_bias_gradient(unet, &resample->conv, out_layout, dout);
+	const struct tensor *in = resample->in->value, *dout = resample->out->grad;
+	const struct tensor *din = resample->in->grad;
+	const struct tensor *const *phases = (const struct tensor *const *)resample->back_phases;
+	conv_bias_gradient(unet, &resample->conv, dout);
 	if (resample->up) {
-		layout_split_phases(out_layout, in_layout, unet->n, dout, phases.at, width);
-		conv_weight_gradient(unet, &resample->conv, in_layout, &in, phases.const_at);
-		conv_data_gradient(unet, &resample->conv, in_layout, 0, phases.const_at, din, width,
-			resample->accumulate);
+		tensor_split_phases(unet->n, dout, phases);
+		conv_weight_gradient(unet, &resample->conv, &in, phases);
+		conv_data_gradient(unet, &resample->conv, 0, phases, din, resample->accumulate);
 		return;
 	}
-	layout_split_phases(in_layout, out_layout, unet->n, in, phases.at, width);
-	conv_weight_gradient(unet, &resample->conv, out_layout, phases.const_at, &dout);
+	tensor_split_phases(unet->n, in, phases);
+	conv_weight_gradient(unet, &resample->conv, phases, &dout);
 	for (uint32_t phase = 0; phase < 4; phase++)
-		conv_data_gradient(unet, &resample->conv, out_layout, phase, &dout,
-			phases.at[phase], width, false);
-	layout_merge_phases(
-		in_layout, out_layout, unet->n, phases.const_at, din, width, resample->accumulate);
+		conv_data_gradient(unet, &resample->conv, phase, &dout, phases[phase], false);
+	tensor_merge_phases(unet->n, phases, din, resample->accumulate);
 }
 
 const struct layer_kind layer_resample = {

@@ -25,8 +25,8 @@ static void plan_backward(struct unet *unet, struct layer *layer, uint32_t step)
 {
 	struct time_layer *time = &layer->time;
 	size_t elems = (size_t)unet->batch * unet->time_width;
-	time->dembedding = plan_array(&unet->plan, elems);
-	time->dhidden = plan_array(&unet->plan, elems);
+	time->dembedding = plan_array(&unet->plan, elems * sizeof(float));
+	time->dhidden = plan_array(&unet->plan, elems * sizeof(float));
 	plan_use(time->dembedding, step);
 	plan_use(time->dhidden, step);
 }
@@ -47,8 +47,8 @@ static void add_classes(struct unet *unet, const struct time_layer *time)
 	for (uint32_t image = 0; image < unet->n; image++) {
 		int32_t label = unet->labels[image];
 		CHECK(label >= 0 && (uint32_t)label < unet->config.class_count);
-		const float *row = time->class_table->data + (size_t)label * temb;
-		float *embedding = time->embedding->data + image * temb;
+		const float *row = (const float *)time->class_table->data + (size_t)label * temb;
+		float *embedding = (float *)time->embedding->data + image * temb;
 		for (size_t i = 0; i < temb; i++)
 			embedding[i] += row[i];
 	}
@@ -63,7 +63,7 @@ static void project_all(struct unet *unet, const float *silu)
 		const struct resnet_layer *resnet = &unet->layers[i].resnet;
 		if (unet->layers[i].kind == &layer_resnet)
 			linear_forward(unet->engine, &resnet->time_proj.linear, unet->batch, silu,
-				unet->time_proj->data + resnet->time_column,
+				(float *)unet->time_proj->data + resnet->time_column,
 				unet->time_proj_stride);
 	}
 }
@@ -96,7 +96,7 @@ static void project_all_backward(struct unet *unet, const float *silu, float *ds
 		const struct resnet_layer *resnet = &unet->layers[i].resnet;
 		if (unet->layers[i].kind == &layer_resnet)
 			linear_weights_gradient(unet->engine, &resnet->time_proj.linear, unet->n,
-				silu, unet->dtime_proj->data + resnet->time_column,
+				silu, (float *)unet->dtime_proj->data + resnet->time_column,
 				unet->time_proj_stride, unet->grads + resnet->time_proj.weight_at,
 				unet->grads + resnet->time_proj.bias_at, unet->accumulate);
 	}
@@ -109,7 +109,7 @@ static void project_all_backward(struct unet *unet, const float *silu, float *ds
 			if (unet->layers[i].kind != &layer_resnet)
 				continue;
 			linear_data_gradient(unet->engine, &resnet->time_proj.linear, unet->n,
-				unet->dtime_proj->data + resnet->time_column,
+				(float *)unet->dtime_proj->data + resnet->time_column,
 				unet->time_proj_stride, first, columns, dsilu, accumulate);
 			accumulate = true;
 		}

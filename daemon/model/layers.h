@@ -53,7 +53,7 @@ struct time_layer {
 
 struct input_layer {
 	struct conv_params conv;
-	struct tensor *patches;
+	struct tensor *patches, *rest; /* rest: what bf16 lost of patches, or NULL */
 	struct feature *out;
 };
 
@@ -67,7 +67,8 @@ struct resnet_layer {
 	struct linear_params time_proj;
 	uint32_t time_column;                /* in unet->time_proj */
 	struct tensor *act1, *hidden, *act2; /* act1 = silu(norm1(x)), hidden = conv1(act1) + t */
-	struct tensor *back_act1, *back_act2, *dact1, *dact2;
+	/* In backward; first the activations again, then their gradients. */
+	struct tensor *back_hidden, *back1, *back2;
 };
 
 struct attention_layer {
@@ -76,8 +77,11 @@ struct attention_layer {
 	struct norm_params norm;
 	struct conv_params to_q, to_k, to_v, to_out;
 	struct attention attention;
-	struct tensor *z, *q, *k, *v, *o, *projected;
-	struct tensor *back_z, *dprojected, *back_do, *dq, *dk, *dv, *dz;
+	struct heads {
+		struct tensor *z, *q, *k, *v, *o; /* z = norm(x) */
+	} heads, back;
+	struct tensor *projected;
+	struct tensor *dprojected, *dout, *dq, *dk, *dv, *dz;
 	struct tensor *scratch, *back_scratch;
 };
 
@@ -94,7 +98,7 @@ struct output_layer {
 	bool accumulate;
 	struct norm_params norm;
 	struct conv_params conv;
-	struct tensor *act, *y, *back_act, *dact, *dy;
+	struct tensor *act, *y, *back, *dy; /* back: act again, then its gradient */
 };
 
 struct layer;
@@ -128,8 +132,9 @@ struct unet {
 	struct unet_config config;
 	const struct tensor_table *table; /* only while building */
 	const struct engine *engine;
+	const struct form *form;
 	uint32_t batch, time_width; /* time_width: temb */
-	bool training;
+	bool training, recompute;
 	uint32_t thread_count;
 	_Atomic uint64_t *moves;
 
@@ -141,9 +146,10 @@ struct unet {
 
 	struct plan plan;
 	struct arena arena;
-	/* For every layer in turn: plain matrices of a convolution, sums over positions. */
-	struct tensor *matrices, *image_sums, *norm_sums;
-	size_t matrices_elems, image_sums_elems, norm_sums_elems;
+	/* For every layer in turn: raw gradients of a convolution, the engine's scratch, sums over
+	 * positions. */
+	struct tensor *raw, *scratch, *image_sums, *norm_sums;
+	size_t raw_elems, scratch_bytes, image_sums_elems, norm_sums_elems;
 	struct tensor *time_proj, *dtime_proj; /* [batch][time_proj_stride] */
 	uint32_t time_proj_stride;
 
@@ -166,24 +172,27 @@ void linear_params_init(struct unet *unet, struct linear_params *params, const c
 /* Elements before this tensor in a section. The name must exist: the table was made from config. */
 uint64_t param_offset(const struct unet *unet, const char *name);
 
-void conv_params_load(struct unet *unet, struct conv_params *params, const float *section);
+void conv_params_load(struct conv_params *params, const float *section);
 void norm_params_load(struct norm_params *params, const float *section);
 void linear_params_load(struct linear_params *params, const float *section);
 
 /* Runs the call and zeroes the edges of its result. */
 void conv_run(struct unet *unet, const struct conv_call *call);
 /* din = (+ din when accumulate) gradient of one source from dout. */
-void conv_data_gradient(struct unet *unet, const struct conv_params *params,
-	const struct layout *layout, uint32_t source, const float *const *dout, float *din,
-	uint32_t din_width, bool accumulate);
-/* Bias gradient from dout [p][width]; leaves the sums of each image in unet->image_sums. */
-void conv_bias_gradient(struct unet *unet, const struct conv_params *params,
-	const struct layout *layout, const float *dout);
+void conv_data_gradient(struct unet *unet, const struct conv_params *params, uint32_t source,
+	const struct tensor *const *dout, const struct tensor *din, bool accumulate);
+/* Bias gradient from dout; leaves the sums of each image in unet->image_sums. */
+void conv_bias_gradient(
+	struct unet *unet, const struct conv_params *params, const struct tensor *dout);
 void conv_weight_gradient(struct unet *unet, const struct conv_params *params,
-	const struct layout *layout, const float *const *sources, const float *const *dout);
+	const struct tensor *const *sources, const struct tensor *const *dout);
 
-/* Alive over the whole life of the plan. */
+/* Floats or bytes, alive over the whole life of the plan. */
 struct tensor *persistent_array(struct unet *unet, size_t elems);
+struct tensor *persistent_bytes(struct unet *unet, size_t bytes);
+/* A tensor in the engine's form, alive at this step. */
+struct tensor *tensor_for(
+	struct unet *unet, const struct layout *layout, uint32_t channels, uint32_t step);
 /* Creates the gradient when this is its first writer; returns whether to accumulate. */
 bool feature_claim_grad(struct unet *unet, struct feature *feature, uint32_t step);
 struct channel_span feature_span(const struct feature *feature);

@@ -20,11 +20,24 @@ static uint64_t offset_of(const struct unet *unet, const char *name, const char 
 	return param_offset(unet, full);
 }
 
-struct tensor *persistent_array(struct unet *unet, size_t elems)
+struct tensor *persistent_bytes(struct unet *unet, size_t bytes)
 {
-	struct tensor *tensor = plan_array(&unet->plan, elems);
+	struct tensor *tensor = plan_array(&unet->plan, bytes);
 	plan_use(tensor, 0);
 	plan_use(tensor, UINT32_MAX - 1);
+	return tensor;
+}
+
+struct tensor *persistent_array(struct unet *unet, size_t elems)
+{
+	return persistent_bytes(unet, elems * sizeof(float));
+}
+
+struct tensor *tensor_for(
+	struct unet *unet, const struct layout *layout, uint32_t channels, uint32_t step)
+{
+	struct tensor *tensor = plan_tensor(&unet->plan, unet->form, layout, channels);
+	plan_use(tensor, step);
 	return tensor;
 }
 
@@ -32,7 +45,7 @@ bool feature_claim_grad(struct unet *unet, struct feature *feature, uint32_t ste
 {
 	bool accumulate = feature->grad_claimed;
 	if (!accumulate)
-		feature->grad = plan_tensor(&unet->plan, feature->layout, feature->value->channels);
+		feature->grad = tensor_for(unet, feature->layout, feature->value->channels, step);
 	feature->grad_claimed = true;
 	plan_use(feature->grad, step);
 	return accumulate;
@@ -43,10 +56,10 @@ struct channel_span feature_span(const struct feature *feature)
 	return (struct channel_span){feature->value->channels, feature->value->width};
 }
 
-static void grow(size_t *elems, size_t needed)
+static void grow(size_t *size, size_t needed)
 {
-	if (needed > *elems)
-		*elems = needed;
+	if (needed > *size)
+		*size = needed;
 }
 
 void conv_params_init(struct unet *unet, struct conv_params *params, const char *name,
@@ -56,11 +69,13 @@ void conv_params_init(struct unet *unet, struct conv_params *params, const char 
 	conv_init(&params->conv, unet->engine, kind, spans, span_count, split, out_channels);
 	params->weight_at = offset_of(unet, name, "weight");
 	params->bias_at = offset_of(unet, name, "bias");
-	size_t packed = conv_packed_bytes(&params->conv) / sizeof(float);
-	params->forward = persistent_array(unet, packed);
-	params->backward = unet->training ? persistent_array(unet, packed) : NULL;
+	size_t packed = conv_packed_bytes(&params->conv);
+	params->forward = persistent_bytes(unet, packed);
+	params->backward = unet->training ? persistent_bytes(unet, packed) : NULL;
 	params->bias = persistent_array(unet, params->conv.out_width);
-	grow(&unet->matrices_elems, conv_scratch_elems(&params->conv));
+	/* No level has a longer row than the first. */
+	grow(&unet->scratch_bytes, conv_scratch_bytes(&params->conv, &unet->positions[0]));
+	grow(&unet->raw_elems, conv_raw_elems(&params->conv));
 	grow(&unet->image_sums_elems, (size_t)unet->batch * out_channels);
 }
 
@@ -87,12 +102,12 @@ void linear_params_init(struct unet *unet, struct linear_params *params, const c
 	params->bias = persistent_array(unet, out);
 }
 
-void conv_params_load(struct unet *unet, struct conv_params *params, const float *section)
+void conv_params_load(struct conv_params *params, const float *section)
 {
 	struct conv *conv = &params->conv;
-	conv->forward = (uint8_t *)params->forward->data;
-	conv->backward = params->backward ? (uint8_t *)params->backward->data : NULL;
-	conv_pack(conv, section + params->weight_at, unet->matrices->data);
+	conv->forward = params->forward->data;
+	conv->backward = params->backward ? params->backward->data : NULL;
+	conv_pack(conv, section + params->weight_at);
 	float *bias = params->bias->data;
 	memcpy(bias, section + params->bias_at, conv->out_channels * sizeof(float));
 	memset(bias + conv->out_channels, 0,
@@ -121,39 +136,31 @@ void linear_params_load(struct linear_params *params, const float *section)
 void conv_run(struct unet *unet, const struct conv_call *call)
 {
 	unet->engine->conv(call);
-	layout_zero_edges(call->layout, call->n, call->out, call->out_width);
-	DEBUG_CHECK(layout_pads_are_zero(
-		call->layout, call->n, call->out, call->out_width, call->out_width));
+	tensor_zero_edges(call->out, call->n);
+	DEBUG_CHECK(tensor_is_clean(call->out, call->n));
 }
 
-void conv_data_gradient(struct unet *unet, const struct conv_params *params,
-	const struct layout *layout, uint32_t source, const float *const *dout, float *din,
-	uint32_t din_width, bool accumulate)
+void conv_data_gradient(struct unet *unet, const struct conv_params *params, uint32_t source,
+	const struct tensor *const *dout, const struct tensor *din, bool accumulate)
 {
-	struct conv_call call = {
-		.layout = layout,
-		.n = unet->n,
-		.out = din,
-		.out_width = din_width,
-		.accumulate = accumulate,
-	};
-	conv_add_data_taps(&params->conv, layout, source, dout, &call);
+	struct conv_call call = {.n = unet->n, .out = din, .accumulate = accumulate};
+	conv_add_data_taps(&params->conv, source, dout, &call);
 	conv_run(unet, &call);
 }
 
-void conv_bias_gradient(struct unet *unet, const struct conv_params *params,
-	const struct layout *layout, const float *dout)
+void conv_bias_gradient(
+	struct unet *unet, const struct conv_params *params, const struct tensor *dout)
 {
-	const struct conv *conv = &params->conv;
+	uint32_t channels = params->conv.out_channels;
 	float *sums = unet->image_sums->data;
-	sums_per_image(layout, unet->n, dout, conv->out_channels, conv->out_width, sums);
-	sums_over_rows(unet->n, sums, conv->out_channels, conv->out_channels,
-		unet->grads + params->bias_at, unet->accumulate);
+	sums_per_image(unet->n, dout, sums);
+	sums_over_rows(
+		unet->n, sums, channels, channels, unet->grads + params->bias_at, unet->accumulate);
 }
 
 void conv_weight_gradient(struct unet *unet, const struct conv_params *params,
-	const struct layout *layout, const float *const *sources, const float *const *dout)
+	const struct tensor *const *sources, const struct tensor *const *dout)
 {
-	conv_weights_gradient(&params->conv, layout, unet->n, sources, dout, unet->matrices->data,
-		unet->grads + params->weight_at, unet->accumulate);
+	conv_weights_gradient(&params->conv, unet->n, sources, dout, unet->raw->data,
+		unet->scratch->data, unet->grads + params->weight_at, unet->accumulate);
 }

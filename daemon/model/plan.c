@@ -31,26 +31,23 @@ static struct tensor *add(struct plan *plan, struct tensor value)
 	return tensor;
 }
 
-struct tensor *plan_wide_tensor(
-	struct plan *plan, const struct layout *layout, uint32_t channels, uint32_t width)
+struct tensor *plan_wide_tensor(struct plan *plan, const struct form *form,
+	const struct layout *layout, uint32_t channels, uint32_t width)
 {
-	return add(plan,
-		(struct tensor){
-			.layout = layout,
-			.channels = channels,
-			.width = width,
-			.bytes = layout_elems(layout, width) * sizeof(float),
-		});
+	struct tensor tensor = tensor_of(layout, channels, width, form);
+	tensor.bytes = tensor_bytes(&tensor);
+	return add(plan, tensor);
 }
 
-struct tensor *plan_tensor(struct plan *plan, const struct layout *layout, uint32_t channels)
+struct tensor *plan_tensor(
+	struct plan *plan, const struct form *form, const struct layout *layout, uint32_t channels)
 {
-	return plan_wide_tensor(plan, layout, channels, round_up_channels(channels));
+	return plan_wide_tensor(plan, form, layout, channels, round_up_to(channels, form->align));
 }
 
-struct tensor *plan_array(struct plan *plan, size_t elems)
+struct tensor *plan_array(struct plan *plan, size_t bytes)
 {
-	return add(plan, (struct tensor){.bytes = elems * sizeof(float)});
+	return add(plan, (struct tensor){.bytes = bytes});
 }
 
 void plan_use(struct tensor *tensor, uint32_t step)
@@ -123,14 +120,9 @@ void plan_bind(struct plan *plan, uint8_t *memory)
 		struct tensor *tensor = &plan->tensors[i];
 		if (tensor->first > tensor->last)
 			continue;
-		float *data = (float *)(memory + tensor->offset);
-		tensor->data = tensor->layout ? data + (size_t)tensor->layout->head * tensor->width
-					      : data;
+		if (tensor->layout)
+			tensor_bind(tensor, memory + tensor->offset);
+		else
+			tensor->data = memory + tensor->offset;
 	}
-}
-
-bool tensor_is_clean(const struct tensor *tensor, uint32_t n)
-{
-	return layout_pads_are_zero(
-		tensor->layout, n, tensor->data, tensor->channels, tensor->width);
 }

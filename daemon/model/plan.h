@@ -3,19 +3,7 @@
  * 2 count - 1 - i its backward call. */
 #pragma once
 
-#include "daemon/ops/layout.h"
-
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
-struct tensor {
-	const struct layout *layout; /* NULL: a plain array */
-	uint32_t channels, width;
-	float *data; /* position 0; NULL until bound */
-	size_t bytes, offset;
-	uint32_t first, last; /* steps; first > last: never used */
-};
+#include "daemon/ops/tensor.h"
 
 /* More than a model of TENSOR_COUNT_MAX tensors needs. */
 #define PLAN_TENSORS_MAX 32768
@@ -29,16 +17,15 @@ struct plan {
 int plan_init(struct plan *plan);
 void plan_fini(struct plan *plan);
 /* Tensors are owned by the plan. */
-struct tensor *plan_tensor(struct plan *plan, const struct layout *layout, uint32_t channels);
-struct tensor *plan_wide_tensor(
-	struct plan *plan, const struct layout *layout, uint32_t channels, uint32_t width);
-struct tensor *plan_array(struct plan *plan, size_t elems);
+struct tensor *plan_tensor(
+	struct plan *plan, const struct form *form, const struct layout *layout, uint32_t channels);
+struct tensor *plan_wide_tensor(struct plan *plan, const struct form *form,
+	const struct layout *layout, uint32_t channels, uint32_t width);
+/* Plain memory: data is an array. */
+struct tensor *plan_array(struct plan *plan, size_t bytes);
 /* The tensor is alive at this step. NULL is ignored. */
 void plan_use(struct tensor *tensor, uint32_t step);
 /* Gives offsets; *ret_bytes is what plan_bind needs. -ENOMEM. */
 int plan_assign(struct plan *plan, size_t *ret_bytes);
 /* memory: aligned to 64. */
 void plan_bind(struct plan *plan, uint8_t *memory);
-
-/* The zero invariant of a bound tensor. */
-bool tensor_is_clean(const struct tensor *tensor, uint32_t n);

@@ -30,9 +30,10 @@ static void plan_lifetimes(struct unet *unet)
 		unet->layers[i].kind->plan_backward(unet, &unet->layers[i], 2 * count - 1 - i);
 	size_t time_elems = (size_t)unet->batch * unet->time_proj_stride;
 	unet->time_proj = persistent_array(unet, time_elems);
-	unet->matrices = persistent_array(unet, unet->matrices_elems);
 	if (!unet->training)
 		return;
+	unet->raw = persistent_array(unet, unet->raw_elems);
+	unet->scratch = persistent_bytes(unet, unet->scratch_bytes);
 	unet->dtime_proj = persistent_array(unet, time_elems);
 	unet->image_sums = persistent_array(unet, unet->image_sums_elems);
 	unet->norm_sums = persistent_array(unet, unet->norm_sums_elems);
@@ -63,27 +64,28 @@ static int build(struct unet *unet, struct error *err)
 	return 0;
 }
 
-int unet_new(const struct unet_config *config, const struct tensor_table *table, uint32_t batch,
-	bool training, _Atomic uint64_t *moves, struct unet **ret, struct error *err)
+int unet_new(const struct unet_setup *setup, struct unet **ret, struct error *err)
 {
-	int code = unet_config_check(config, err);
+	int code = unet_config_check(setup->config, err);
 	if (code < 0)
 		return code;
-	if (batch < 1)
+	if (setup->batch < 1)
 		return error_set(err, -EINVAL, "the plan of the model: a batch of 0 images");
 	struct unet *unet = calloc(1, sizeof(*unet));
 	if (!unet)
 		return error_set(err, -ENOMEM, "the plan of the model: out of memory");
 	int threads = omp_get_max_threads() > omp_get_num_procs() ? omp_get_max_threads()
 								  : omp_get_num_procs();
-	unet->config = *config;
-	unet->table = table;
-	unet->engine = engine_openblas();
-	unet->batch = batch;
-	unet->time_width = unet_time_width(config);
-	unet->training = training;
+	unet->config = *setup->config;
+	unet->table = setup->table;
+	unet->engine = setup->engine;
+	unet->form = &setup->engine->form;
+	unet->batch = setup->batch;
+	unet->time_width = unet_time_width(setup->config);
+	unet->training = setup->training;
+	unet->recompute = setup->recompute;
 	unet->thread_count = (uint32_t)threads;
-	unet->moves = moves;
+	unet->moves = setup->moves;
 	code = build(unet, err);
 	unet->table = NULL;
 	if (code < 0) {

@@ -45,10 +45,22 @@ void unet_init_weights(const struct unet_config *config, const struct tensor_tab
 
 struct unet;
 
-/* Lays out all memory for at most batch images. training: keeps what backward needs. moves (may be
- * NULL) is counted up at each entry of the call list. -ENOMEM, -EINVAL. */
-int unet_new(const struct unet_config *config, const struct tensor_table *table, uint32_t batch,
-	bool training, _Atomic uint64_t *moves, struct unet **ret, struct error *err);
+struct engine;
+
+struct unet_setup {
+	const struct unet_config *config;
+	const struct tensor_table *table; /* only while the plan is made */
+	const struct engine *engine;      /* must fit the net (choose.h) */
+	uint32_t batch;                   /* images at most */
+	bool training;                    /* keeps what backward needs */
+	/* Keeps only the results of blocks for backward, which computes their insides again: the
+	 * same bits in less memory. */
+	bool recompute;
+	_Atomic uint64_t *moves; /* NULL, or counted up at each entry of the call list */
+};
+
+/* Lays out all memory. -ENOMEM, -EINVAL. */
+int unet_new(const struct unet_setup *setup, struct unet **ret, struct error *err);
 void unet_free(struct unet *unet);
 size_t unet_plan_bytes(const struct unet *unet);
 

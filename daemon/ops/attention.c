@@ -13,10 +13,19 @@
 #define QUERY_BLOCK 128
 #define LANES 16
 
-size_t attention_scratch_elems(uint32_t tokens, bool training)
+/* Floats of the probabilities of a block of queries. */
+static size_t block_elems(uint32_t tokens)
 {
 	size_t rows = tokens < QUERY_BLOCK ? tokens : QUERY_BLOCK;
-	return rows * tokens * (training ? 2 : 1);
+	return rows * tokens;
+}
+
+size_t attention_scratch_bytes(const struct attention *attention, bool training)
+{
+	if (attention->engine->attention_scratch_bytes)
+		return attention->engine->attention_scratch_bytes(attention, training);
+	return attention->thread_count * block_elems(attention->tokens) * sizeof(float) *
+		(training ? 2 : 1);
 }
 
 static int threads_of(const struct attention *attention)
@@ -28,8 +37,8 @@ static int threads_of(const struct attention *attention)
 /* This thread's probabilities, and behind them in backward their gradients. */
 static float *thread_scratch(const struct attention *attention, bool training)
 {
-	return attention->scratch +
-		(size_t)omp_get_thread_num() * attention_scratch_elems(attention->tokens, training);
+	return (float *)attention->scratch +
+		(size_t)omp_get_thread_num() * block_elems(attention->tokens) * (training ? 2 : 1);
 }
 
 /* The largest value; with lanes, because no vectoriser reorders a maximum by itself. */
@@ -65,8 +74,8 @@ static void softmax_row(float *row, uint32_t count)
 
 /* p [rows][tokens] = softmax(q k^T scale); q and k begin at their first row of one image and head.
  */
-static void probabilities(
-	const struct attention *attention, const float *q, const float *k, uint32_t rows, float *p)
+static void probabilities(const struct attention *attention, uint32_t width, const float *q,
+	const float *k, uint32_t rows, float *p)
 {
 	uint32_t tokens = attention->tokens, d = attention->head_dim;
 	attention->engine->matmul(&(struct matmul){
@@ -76,9 +85,9 @@ static void probabilities(
 		.k = d,
 		.alpha = 1.0f / sqrtf((float)d),
 		.a = q,
-		.lda = attention->width,
+		.lda = width,
 		.b = k,
-		.ldb = attention->width,
+		.ldb = width,
 		.c = p,
 		.ldc = tokens,
 	});
@@ -86,22 +95,29 @@ static void probabilities(
 		softmax_row(p + (size_t)i * tokens, tokens);
 }
 
-void attention_forward(const struct attention *attention, uint32_t n, const float *q,
-	const float *k, const float *v, float *o)
+/* Zeroes the columns behind the heads. */
+static void zero_gap(const struct attention *attention, uint32_t n, const struct tensor *tensor)
 {
-	uint32_t tokens = attention->tokens, d = attention->head_dim, width = attention->width;
+	uint32_t used = attention->heads * attention->head_dim;
+	for (uint32_t token = 0; used < tensor->width && token < n * attention->tokens; token++)
+		memset(tensor_at(tensor, used, token), 0, (tensor->width - used) * sizeof(float));
+}
+
+static void forward(const struct attention *attention, uint32_t n, const struct tensor *q,
+	const struct tensor *k, const struct tensor *v, const struct tensor *o)
+{
+	uint32_t tokens = attention->tokens, d = attention->head_dim, width = q->width;
 	uint32_t blocks = (tokens + QUERY_BLOCK - 1) / QUERY_BLOCK;
-	size_t gap = width - attention->heads * d;
 #pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads_of(attention))
 	for (uint32_t image = 0; image < n; image++)
 		for (uint32_t head = 0; head < attention->heads; head++)
 			for (uint32_t block = 0; block < blocks; block++) {
 				uint32_t first = block * QUERY_BLOCK, left = tokens - first;
 				uint32_t rows = left < QUERY_BLOCK ? left : QUERY_BLOCK;
-				size_t base = (size_t)image * tokens * width + head * d;
-				size_t at = base + (size_t)first * width;
+				uint32_t begin = image * tokens, column = head * d;
 				float *p = thread_scratch(attention, false);
-				probabilities(attention, q + at, k + base, rows, p);
+				probabilities(attention, width, tensor_at(q, column, begin + first),
+					tensor_at(k, column, begin), rows, p);
 				attention->engine->matmul(&(struct matmul){
 					.m = rows,
 					.n = d,
@@ -109,14 +125,23 @@ void attention_forward(const struct attention *attention, uint32_t n, const floa
 					.alpha = 1.0f,
 					.a = p,
 					.lda = tokens,
-					.b = v + base,
+					.b = tensor_at(v, column, begin),
 					.ldb = width,
-					.c = o + at,
+					.c = tensor_at(o, column, begin + first),
 					.ldc = width,
 				});
 			}
-	for (size_t token = 0; gap && token < (size_t)n * tokens; token++)
-		memset(o + (token + 1) * width - gap, 0, gap * sizeof(float));
+	zero_gap(attention, n, o);
+}
+
+void attention_forward(const struct attention *attention, uint32_t n, const struct tensor *q,
+	const struct tensor *k, const struct tensor *v, const struct tensor *o)
+{
+	if (attention->engine->attention_forward)
+		attention->engine->attention_forward(attention, n, q, k, v, o);
+	else
+		forward(attention, n, q, k, v, o);
+	tensor_zero_edges(o, n);
 }
 
 /* dp becomes the gradient of q k^T: ds = p (dp - sum of dp p) scale. */
@@ -132,18 +157,18 @@ static void softmax_backward_row(const float *p, float *dp, uint32_t count, floa
 }
 
 /* One image and head; all pointers at its first token and channel. */
-static void head_backward(const struct attention *attention, const float *q, const float *k,
-	const float *v, const float *dout, float *dq, float *dk, float *dv)
+static void head_backward(const struct attention *attention, uint32_t width, const float *q,
+	const float *k, const float *v, const float *dout, float *dq, float *dk, float *dv)
 {
-	uint32_t tokens = attention->tokens, d = attention->head_dim, width = attention->width;
+	uint32_t tokens = attention->tokens, d = attention->head_dim;
 	float *p = thread_scratch(attention, true);
-	float *dp = p + attention_scratch_elems(tokens, false);
+	float *dp = p + block_elems(tokens);
 	float scale = 1.0f / sqrtf((float)d);
 	for (uint32_t first = 0; first < tokens; first += QUERY_BLOCK) {
 		uint32_t rows = tokens - first < QUERY_BLOCK ? tokens - first : QUERY_BLOCK;
 		size_t at = (size_t)first * width;
 		float beta = first ? 1.0f : 0.0f;
-		probabilities(attention, q + at, k, rows, p);
+		probabilities(attention, width, q + at, k, rows, p);
 		/* dv += p^T do */
 		attention->engine->matmul(&(struct matmul){
 			.transpose_a = true,
@@ -207,22 +232,32 @@ static void head_backward(const struct attention *attention, const float *q, con
 	}
 }
 
-void attention_backward(const struct attention *attention, uint32_t n, const float *q,
-	const float *k, const float *v, const float *dout, float *dq, float *dk, float *dv)
+static void backward(const struct attention *attention, uint32_t n,
+	const struct tensor *const qkv[3], const struct tensor *dout,
+	const struct tensor *const dqkv[3])
 {
-	uint32_t tokens = attention->tokens, d = attention->head_dim, width = attention->width;
-	size_t gap = width - attention->heads * d;
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads_of(attention))
 	for (uint32_t image = 0; image < n; image++)
 		for (uint32_t head = 0; head < attention->heads; head++) {
-			size_t at = (size_t)image * tokens * width + head * d;
-			head_backward(attention, q + at, k + at, v + at, dout + at, dq + at,
-				dk + at, dv + at);
+			uint32_t column = head * attention->head_dim;
+			ptrdiff_t at = (ptrdiff_t)image * attention->tokens;
+			head_backward(attention, dout->width, tensor_at(qkv[0], column, at),
+				tensor_at(qkv[1], column, at), tensor_at(qkv[2], column, at),
+				tensor_at(dout, column, at), tensor_at(dqkv[0], column, at),
+				tensor_at(dqkv[1], column, at), tensor_at(dqkv[2], column, at));
 		}
-	for (size_t token = 0; gap && token < (size_t)n * tokens; token++) {
-		size_t at = (token + 1) * width - gap;
-		memset(dq + at, 0, gap * sizeof(float));
-		memset(dk + at, 0, gap * sizeof(float));
-		memset(dv + at, 0, gap * sizeof(float));
-	}
+	for (int i = 0; i < 3; i++)
+		zero_gap(attention, n, dqkv[i]);
+}
+
+void attention_backward(const struct attention *attention, uint32_t n,
+	const struct tensor *const qkv[3], const struct tensor *dout,
+	const struct tensor *const dqkv[3])
+{
+	if (attention->engine->attention_backward)
+		attention->engine->attention_backward(attention, n, qkv, dout, dqkv);
+	else
+		backward(attention, n, qkv, dout, dqkv);
+	for (int i = 0; i < 3; i++)
+		tensor_zero_edges(dqkv[i], n);
 }

@@ -9,17 +9,17 @@ struct attention {
 	const struct engine *engine;
 	uint32_t tokens; /* H W of an image */
 	uint32_t heads, head_dim;
-	uint32_t width;        /* floats of a token in q, k, v, o */
 	uint32_t thread_count; /* for how many there is scratch */
-	float *scratch;
+	void *scratch;
 };
 
-/* Floats of scratch for one thread. */
-size_t attention_scratch_elems(uint32_t tokens, bool training);
+/* Bytes of scratch for all threads. */
+size_t attention_scratch_bytes(const struct attention *attention, bool training);
 
-/* q, k, v, o: [n][tokens][width]. Channels from heads * head_dim to width of o become zero. */
-void attention_forward(const struct attention *attention, uint32_t n, const float *q,
-	const float *k, const float *v, float *o);
-/* do: gradient of o. dq, dk, dv are written. */
-void attention_backward(const struct attention *attention, uint32_t n, const float *q,
-	const float *k, const float *v, const float *dout, float *dq, float *dk, float *dv);
+/* q, k, v, o: tokens of equal width. Channels behind the heads, and the edges of o, become zero. */
+void attention_forward(const struct attention *attention, uint32_t n, const struct tensor *q,
+	const struct tensor *k, const struct tensor *v, const struct tensor *o);
+/* qkv: as forward read them; dout: gradient of o; dqkv: written. */
+void attention_backward(const struct attention *attention, uint32_t n,
+	const struct tensor *const qkv[3], const struct tensor *dout,
+	const struct tensor *const dqkv[3]);

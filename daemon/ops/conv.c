@@ -6,9 +6,13 @@
 
 #include <string.h>
 
+/* Elements of a 3x3 kernel; the only other one is 1x1. */
+#define KERNEL_MAX 9
 #define K(ky, kx) (1u << (3 * (ky) + (kx)))
 
 static const struct conv_block blocks_1x1[] = {{1, 0, 0, 0, 0}};
+
+static const struct conv_block blocks_sum[] = {{1, 0, 0, 0, 0}, {1, 0, 0, 1, 0}};
 
 static const struct conv_block blocks_3x3[] = {
 	{K(0, 0), -1, -1, 0, 0},
@@ -78,6 +82,7 @@ static const struct {
 	uint32_t block_count, kernel_elems;
 } kinds[CONV_KIND_COUNT] = {
 	[CONV_1X1] = {blocks_1x1, 1, 1},
+	[CONV_SUM] = {blocks_sum, 2, 1},
 	[CONV_3X3] = {blocks_3x3, 9, 9},
 	[CONV_DOWN_1] = {blocks_down_1, 9, 9},
 	[CONV_DOWN_0] = {blocks_down_0, 9, 9},
@@ -94,7 +99,7 @@ void conv_init(struct conv *conv, const struct engine *engine, enum conv_kind ki
 		.split = split,
 		.span_count = span_count,
 		.out_channels = out_channels,
-		.out_width = round_up_channels(out_channels),
+		.out_width = round_up_to(out_channels, engine->form.align),
 		.kernel_elems = kinds[kind].kernel_elems,
 		.block_count = kinds[kind].block_count,
 		.blocks = kinds[kind].blocks,
@@ -124,89 +129,147 @@ size_t conv_packed_bytes(const struct conv *conv)
 	return bytes * conv->block_count;
 }
 
-size_t conv_scratch_elems(const struct conv *conv)
+size_t conv_raw_elems(const struct conv *conv)
 {
 	return (size_t)conv->block_count * conv->out_width * conv->in_width;
 }
 
-/* Where the packed tap of a block and source begins. */
+size_t conv_scratch_bytes(const struct conv *conv, const struct layout *layout)
+{
+	uint32_t in_tensors = 1, out_tensors = 1;
+	for (uint32_t b = 0; b < conv->block_count; b++) {
+		if (conv->blocks[b].in_phase >= in_tensors)
+			in_tensors = conv->blocks[b].in_phase + 1u;
+		if (conv->blocks[b].out_phase >= out_tensors)
+			out_tensors = conv->blocks[b].out_phase + 1u;
+	}
+	return conv->engine->weights_scratch_bytes(
+		layout, in_tensors * conv->in_width, out_tensors * conv->out_width);
+}
+
+/* Where the packed tap of a block and source begins. The summands of CONV_SUM share theirs. */
 static size_t packed_offset(const struct conv *conv, uint32_t block, uint32_t source)
 {
 	size_t block_bytes = conv_packed_bytes(conv) / conv->block_count;
-	size_t offset = block * block_bytes;
+	size_t offset = conv->kind == CONV_SUM ? 0 : block * block_bytes;
 	for (uint32_t i = 0; i < source; i++)
 		offset += conv->engine->packed_bytes(source_width(conv, i), conv->out_width);
 	return offset;
 }
 
-/* The plain matrix [out_width][source width] of a block and source inside the scratch. */
-static float *plain_matrix(const struct conv *conv, float *scratch, uint32_t block, uint32_t source)
+/* The raw gradient of a block and source. */
+static float *raw_matrix(const struct conv *conv, float *raw, uint32_t block, uint32_t source)
 {
 	size_t before = source ? conv->spans[0].width : 0;
-	return scratch + ((size_t)block * conv->in_width + before) * conv->out_width;
+	return raw + ((size_t)block * conv->in_width + before) * conv->out_width;
 }
 
-/* Where the columns of a span begin in row o of a block's matrix. */
-static float *span_row(
-	const struct conv *conv, float *scratch, uint32_t block, uint32_t span, uint32_t o)
+/* Columns of a span before it in its source. */
+static uint32_t span_column(const struct conv *conv, uint32_t span)
 {
-	uint32_t source = conv->split ? span : 0;
-	uint32_t before = conv->split || !span ? 0 : conv->spans[0].width;
-	return plain_matrix(conv, scratch, block, source) + (size_t)o * source_width(conv, source) +
-		before;
+	return conv->split || !span ? 0 : conv->spans[0].width;
 }
 
-static void zero_matrix_row(const struct conv *conv, float *scratch, uint32_t block, uint32_t row)
+static uint32_t least(uint32_t a, uint32_t b)
 {
-	for (uint32_t i = 0; i < source_count(conv); i++) {
-		uint32_t width = source_width(conv, i);
-		memset(plain_matrix(conv, scratch, block, i) + (size_t)row * width, 0,
-			width * sizeof(float));
+	return a < b ? a : b;
+}
+
+/* One square of a source's weights: columns from `column` on, rows (output channels) from o0 on. */
+struct square {
+	uint32_t source, column, o0;
+};
+
+static uint32_t squares_across(const struct conv *conv, uint32_t source)
+{
+	return (source_width(conv, source) + PACK_SIDE - 1) / PACK_SIDE;
+}
+
+static uint32_t squares_of(const struct conv *conv, uint32_t source)
+{
+	return squares_across(conv, source) * ((conv->out_width + PACK_SIDE - 1) / PACK_SIDE);
+}
+
+static struct square square_at(const struct conv *conv, uint32_t index)
+{
+	struct square square = {0};
+	if (index >= squares_of(conv, 0)) {
+		index -= squares_of(conv, 0);
+		square.source = 1;
 	}
+	uint32_t across = squares_across(conv, square.source);
+	square.column = index % across * PACK_SIDE;
+	square.o0 = index / across * PACK_SIDE;
+	return square;
 }
 
-/* Row o of every block's matrix from the kernel [in, kh, kw] of output channel o. */
-static void plain_row(const struct conv *conv, const float *kernel, float *scratch, uint32_t o)
+/* values[c] += every step-th weight of a row; constant steps become gathers. */
+static inline __attribute__((always_inline)) void add_row(
+	const float *weights, size_t step, uint32_t columns, float *values)
 {
-	const size_t step = conv->kernel_elems;
-	for (uint32_t b = 0; b < conv->block_count; b++) {
-		const float *in = kernel;
-		zero_matrix_row(conv, scratch, b, o);
-		for (uint32_t span = 0; span < conv->span_count; span++) {
-			float *row = span_row(conv, scratch, b, span, o);
-			uint32_t channels = conv->spans[span].channels;
-			for (uint32_t bits = conv->blocks[b].kernel_mask; bits; bits &= bits - 1) {
-				uint32_t k = (uint32_t)__builtin_ctz(bits);
-				for (uint32_t c = 0; c < channels; c++)
-					row[c] += in[c * step + k];
-			}
-			in += channels * step;
-		}
-	}
+	for (uint32_t c = 0; c < columns; c++)
+		values[c] += weights[c * step];
 }
 
-void conv_pack(struct conv *conv, const float *weights, float *scratch)
+/* What a span has in a square, of kernel position k: values[o][column] += weights. */
+static void add_span(const struct conv *conv, const struct square *square, uint32_t span,
+	const float *weights, uint32_t k, float values[PACK_SIDE][PACK_SIDE])
 {
-	size_t kernel_size = (size_t)conv->in_channels * conv->kernel_elems;
-	uint32_t sources = source_count(conv);
-#pragma omp parallel for schedule(dynamic, 8)
-	for (uint32_t o = 0; o < conv->out_width; o++) {
-		if (o < conv->out_channels)
-			plain_row(conv, weights + o * kernel_size, scratch, o);
+	const size_t row = (size_t)conv->in_channels * conv->kernel_elems;
+	uint32_t begin = span_column(conv, span), end = begin + conv->spans[span].channels;
+	uint32_t from = square->column > begin ? square->column : begin;
+	uint32_t to = least(square->column + PACK_SIDE, end), at = from - square->column;
+	if (from >= to || square->o0 >= conv->out_channels)
+		return;
+	uint32_t channel = (span ? conv->spans[0].channels : 0) + from - begin;
+	uint32_t rows = least(conv->out_channels - square->o0, PACK_SIDE);
+	weights += square->o0 * row + (size_t)channel * conv->kernel_elems + k;
+	for (uint32_t o = 0; o < rows; o++, weights += row) {
+		if (conv->kernel_elems == 1)
+			add_row(weights, 1, to - from, values[o] + at);
+		else if (to - from == PACK_SIDE)
+			add_row(weights, KERNEL_MAX, PACK_SIDE, values[o]);
 		else
-			for (uint32_t b = 0; b < conv->block_count; b++)
-				zero_matrix_row(conv, scratch, b, o);
+			add_row(weights, KERNEL_MAX, to - from, values[o] + at);
 	}
-#pragma omp parallel for schedule(dynamic)
-	for (uint32_t i = 0; i < conv->block_count * sources; i++) {
-		uint32_t block = i / sources, source = i % sources;
-		uint32_t width = source_width(conv, source);
-		const float *matrix = plain_matrix(conv, scratch, block, source);
-		size_t offset = packed_offset(conv, block, source);
-		conv->engine->pack(conv->forward + offset, width, conv->out_width, matrix, false);
+}
+
+/* values[o][column] of one block: the sum of its kernel positions. */
+static void block_square(const struct conv *conv, uint32_t block, const struct square *square,
+	const float *weights, float values[PACK_SIDE][PACK_SIDE])
+{
+	memset(values, 0, PACK_SIDE * sizeof(*values));
+	for (uint32_t bits = conv->blocks[block].kernel_mask; bits; bits &= bits - 1)
+		for (uint32_t span = 0; span < conv->span_count; span++)
+			if (!conv->split || span == square->source)
+				add_span(conv, square, span, weights, (uint32_t)__builtin_ctz(bits),
+					values);
+}
+
+static void pack_square(struct conv *conv, const struct square *square, const float *weights)
+{
+	_Alignas(64) float values[PACK_SIDE][PACK_SIDE];
+	uint32_t width = source_width(conv, square->source);
+	uint32_t blocks = conv->kind == CONV_SUM ? 1 : conv->block_count;
+	for (uint32_t b = 0; b < blocks; b++) {
+		size_t offset = packed_offset(conv, b, square->source);
+		block_square(conv, b, square, weights, values);
+		conv->engine->pack(conv->forward + offset, width, conv->out_width, square->column,
+			square->o0, values, true);
 		if (conv->backward)
-			conv->engine->pack(
-				conv->backward + offset, conv->out_width, width, matrix, true);
+			conv->engine->pack(conv->backward + offset, conv->out_width, width,
+				square->o0, square->column, values, false);
+	}
+}
+
+void conv_pack(struct conv *conv, const float *weights)
+{
+	uint32_t count = squares_of(conv, 0) +
+		(conv->split && conv->span_count > 1 ? squares_of(conv, 1) : 0);
+#pragma omp parallel for schedule(dynamic)
+	for (uint32_t i = 0; i < count; i++) {
+		struct square square = square_at(conv, i);
+		pack_square(conv, &square, weights);
 	}
 }
 
@@ -215,88 +278,109 @@ static int32_t tap_offset(const struct layout *layout, const struct conv_block *
 	return block->dy * (int32_t)layout->pitch + block->dx;
 }
 
-void conv_add_taps(const struct conv *conv, const struct layout *layout, uint32_t out_phase,
-	const float *const *sources, struct conv_call *call)
+void conv_add_taps(const struct conv *conv, uint32_t out_phase, const struct tensor *const *sources,
+	struct conv_call *call)
 {
 	for (uint32_t b = 0; b < conv->block_count; b++) {
 		const struct conv_block *block = &conv->blocks[b];
 		if (block->out_phase != out_phase)
 			continue;
 		for (uint32_t s = 0; s < source_count(conv); s++) {
-			CHECK(call->tap_count < TAPS_MAX);
+			const struct tensor *in = sources[conv->split ? s : block->in_phase];
+			CHECK(call->tap_count < TAPS_MAX && in->width == source_width(conv, s));
 			call->taps[call->tap_count++] = (struct tap){
-				.in = sources[conv->split ? s : block->in_phase],
-				.width = source_width(conv, s),
-				.offset = tap_offset(layout, block),
+				.in = in,
+				.offset = tap_offset(in->layout, block),
 				.packed = conv->forward + packed_offset(conv, b, s),
 			};
 		}
 	}
 }
 
-void conv_add_data_taps(const struct conv *conv, const struct layout *layout, uint32_t source,
-	const float *const *dout, struct conv_call *call)
+void conv_add_data_taps(const struct conv *conv, uint32_t source, const struct tensor *const *dout,
+	struct conv_call *call)
 {
 	for (uint32_t b = 0; b < conv->block_count; b++) {
 		const struct conv_block *block = &conv->blocks[b];
 		if (!conv->split && block->in_phase != source)
 			continue;
-		CHECK(call->tap_count < TAPS_MAX);
+		const struct tensor *in = dout[block->out_phase];
+		CHECK(call->tap_count < TAPS_MAX && in->width == conv->out_width);
 		call->taps[call->tap_count++] = (struct tap){
-			.in = dout[block->out_phase],
-			.width = conv->out_width,
-			.offset = -tap_offset(layout, block),
+			.in = in,
+			.offset = -tap_offset(in->layout, block),
 			.packed = conv->backward + packed_offset(conv, b, conv->split ? source : 0),
 		};
 	}
 }
 
-/* Row o of dw from the rows o of all blocks' gradients. */
-static void fold_row(
-	const struct conv *conv, float *scratch, uint32_t o, float *dw, bool accumulate)
+/* kernel[k][c] = the sum of the raw gradients of all blocks with kernel position k. at: of the
+ * line in each raw matrix. */
+static void gather_line(const struct conv *conv, float *raw, uint32_t source, size_t at,
+	float kernel[KERNEL_MAX][RAW_LINE])
 {
-	const size_t step = conv->kernel_elems;
-	if (!accumulate)
-		memset(dw, 0, conv->in_channels * step * sizeof(float));
-	for (uint32_t span = 0; span < conv->span_count; span++) {
-		uint32_t channels = conv->spans[span].channels;
-		for (uint32_t b = 0; b < conv->block_count; b++) {
-			const float *row = span_row(conv, scratch, b, span, o);
-			for (uint32_t bits = conv->blocks[b].kernel_mask; bits; bits &= bits - 1) {
-				uint32_t k = (uint32_t)__builtin_ctz(bits);
-				for (uint32_t c = 0; c < channels; c++)
-					dw[c * step + k] += row[c];
-			}
+	memset(kernel, 0, KERNEL_MAX * sizeof(*kernel));
+	for (uint32_t b = 0; b < conv->block_count; b++) {
+		const float *line = raw_matrix(conv, raw, b, source) + at;
+		for (uint32_t bits = conv->blocks[b].kernel_mask; bits; bits &= bits - 1) {
+			float *sum = kernel[__builtin_ctz(bits)];
+			for (uint32_t c = 0; c < RAW_LINE; c++)
+				sum[c] += line[c];
 		}
-		dw += channels * step;
 	}
 }
 
-void conv_weights_gradient(const struct conv *conv, const struct layout *layout, uint32_t n,
-	const float *const *sources, const float *const *dout, float *scratch, float *dw,
-	bool accumulate)
+/* dw[c][k] of the channels [c0, c0 + RAW_LINE) of a span. */
+static void fold_line(const struct conv *conv, float *raw, uint32_t span, uint32_t o, uint32_t c0,
+	float *dw, bool accumulate)
 {
-	struct conv_weights_call call = {
-		.layout = layout,
-		.n = n,
-		.dout_width = conv->out_width,
-	};
+	_Alignas(64) float kernel[KERNEL_MAX][RAW_LINE], line[KERNEL_MAX * RAW_LINE];
+	uint32_t source = conv->split ? span : 0, width = source_width(conv, source);
+	uint32_t count = least(conv->spans[span].channels - c0, RAW_LINE) * conv->kernel_elems;
+	const float *values = kernel[0];
+	gather_line(conv, raw, source,
+		conv->engine->dw_offset(width, o, span_column(conv, span) + c0), kernel);
+	if (conv->kernel_elems > 1) {
+		for (uint32_t c = 0; c < RAW_LINE; c++)
+			for (uint32_t k = 0; k < KERNEL_MAX; k++)
+				line[c * KERNEL_MAX + k] = kernel[k][c];
+		values = line;
+	}
+	for (uint32_t i = 0; i < count; i++)
+		dw[i] = accumulate ? dw[i] + values[i] : values[i];
+}
+
+static void fold_row(const struct conv *conv, float *raw, uint32_t o, float *dw, bool accumulate)
+{
+	for (uint32_t span = 0; span < conv->span_count; span++) {
+		uint32_t channels = conv->spans[span].channels;
+		for (uint32_t c = 0; c < channels; c += RAW_LINE)
+			fold_line(conv, raw, span, o, c, dw + (size_t)c * conv->kernel_elems,
+				accumulate);
+		dw += (size_t)channels * conv->kernel_elems;
+	}
+}
+
+void conv_weights_gradient(const struct conv *conv, uint32_t n, const struct tensor *const *sources,
+	const struct tensor *const *dout, float *raw, void *scratch, float *dw, bool accumulate)
+{
+	struct conv_weights_call call = {.n = n, .scratch = scratch};
 	for (uint32_t b = 0; b < conv->block_count; b++) {
 		const struct conv_block *block = &conv->blocks[b];
 		for (uint32_t s = 0; s < source_count(conv); s++) {
-			CHECK(call.tap_count < TAPS_MAX);
+			const struct tensor *in = sources[conv->split ? s : block->in_phase];
+			CHECK(call.tap_count < TAPS_MAX && in->width == source_width(conv, s));
 			call.taps[call.tap_count] = (struct tap){
-				.in = sources[conv->split ? s : block->in_phase],
-				.width = source_width(conv, s),
-				.offset = tap_offset(layout, block),
+				.in = in,
+				.offset = tap_offset(in->layout, block),
 			};
 			call.dout[call.tap_count] = dout[block->out_phase];
-			call.dw[call.tap_count++] = plain_matrix(conv, scratch, b, s);
+			call.dw[call.tap_count++] = raw_matrix(conv, raw, b, s);
 		}
 	}
 	conv->engine->conv_weights(&call);
 	size_t kernel_size = (size_t)conv->in_channels * conv->kernel_elems;
 #pragma omp parallel for schedule(dynamic, 8)
 	for (uint32_t o = 0; o < conv->out_channels; o++)
-		fold_row(conv, scratch, o, dw + o * kernel_size, accumulate);
+		fold_row(conv, raw, o, dw + o * kernel_size, accumulate);
 }

@@ -2,6 +2,7 @@
  * some kernel positions (a bit mask), read at one constant offset:
  *
  *     CONV_1X1     1 block
+ *     CONV_SUM     1x1 over a tensor given as two summands (phases 0 and 1)
  *     CONV_3X3     9 blocks of one kernel position
  *     CONV_DOWN_1  3x3, stride 2, pad 1: 9 blocks, each reads one of the input's four phases
  *     CONV_DOWN_0  the same with zeros right and bottom only
@@ -13,7 +14,7 @@
 
 #include "daemon/ops/engine.h"
 
-enum conv_kind { CONV_1X1, CONV_3X3, CONV_DOWN_1, CONV_DOWN_0, CONV_UP, CONV_KIND_COUNT };
+enum conv_kind { CONV_1X1, CONV_SUM, CONV_3X3, CONV_DOWN_1, CONV_DOWN_0, CONV_UP, CONV_KIND_COUNT };
 
 struct conv_block {
 	uint16_t kernel_mask; /* bit 3 ky + kx */
@@ -41,20 +42,20 @@ void conv_init(struct conv *conv, const struct engine *engine, enum conv_kind ki
 	const struct channel_span *spans, uint32_t span_count, bool split, uint32_t out_channels);
 /* Bytes of conv->forward, and of conv->backward. */
 size_t conv_packed_bytes(const struct conv *conv);
-/* Floats of the scratch of conv_pack and conv_weights_gradient. */
-size_t conv_scratch_elems(const struct conv *conv);
+/* Floats of the raw gradients, and bytes of the scratch, of conv_weights_gradient. */
+size_t conv_raw_elems(const struct conv *conv);
+size_t conv_scratch_bytes(const struct conv *conv, const struct layout *layout);
 /* weights: [out, in, kh, kw] of the section. */
-void conv_pack(struct conv *conv, const float *weights, float *scratch);
+void conv_pack(struct conv *conv, const float *weights);
 
-/* Appends the taps of one output phase to call. sources: position 0 of the tensors of this input;
- * with phases, sources[phase]. */
-void conv_add_taps(const struct conv *conv, const struct layout *layout, uint32_t out_phase,
-	const float *const *sources, struct conv_call *call);
+/* Appends the taps of one output phase to call. sources: the tensors of this input; with phases,
+ * sources[phase]. */
+void conv_add_taps(const struct conv *conv, uint32_t out_phase, const struct tensor *const *sources,
+	struct conv_call *call);
 /* By data: the taps that give the gradient of one source (a span when split, a phase when strided)
  * from dout; with CONV_UP dout[phase], else dout[0]. */
-void conv_add_data_taps(const struct conv *conv, const struct layout *layout, uint32_t source,
-	const float *const *dout, struct conv_call *call);
+void conv_add_data_taps(const struct conv *conv, uint32_t source, const struct tensor *const *dout,
+	struct conv_call *call);
 /* By weights: dw [out, in, kh, kw] is written or added to. */
-void conv_weights_gradient(const struct conv *conv, const struct layout *layout, uint32_t n,
-	const float *const *sources, const float *const *dout, float *scratch, float *dw,
-	bool accumulate);
+void conv_weights_gradient(const struct conv *conv, uint32_t n, const struct tensor *const *sources,
+	const struct tensor *const *dout, float *raw, void *scratch, float *dw, bool accumulate);

@@ -31,26 +31,19 @@ static void sgemm(const struct matmul *call)
 /* Rows of a weight gradient handled at a time. */
 #define DW_BLOCK 64
 
-static size_t packed_bytes(uint32_t in_width, uint32_t out_width)
+static size_t packed_bytes(uint32_t k_width, uint32_t n_width)
 {
-	return (size_t)in_width * out_width * sizeof(float);
+	return (size_t)k_width * n_width * sizeof(float);
 }
 
-static void pack(
-	void *packed, uint32_t in_width, uint32_t out_width, const float *matrix, bool transposed)
+static void pack(void *packed, uint32_t k_width, uint32_t n_width, uint32_t k0, uint32_t n0,
+	const float square[PACK_SIDE][PACK_SIDE], bool transposed)
 {
 	float *rows = packed;
-	if (transposed) {
-		memcpy(rows, matrix, packed_bytes(in_width, out_width));
-		return;
-	}
-	/* Both widths are multiples of a cache line: turn one square of lines at a time. */
-	for (uint32_t i0 = 0; i0 < in_width; i0 += CHANNEL_ALIGN)
-		for (uint32_t o0 = 0; o0 < out_width; o0 += CHANNEL_ALIGN)
-			for (uint32_t i = i0; i < i0 + CHANNEL_ALIGN; i++)
-				for (uint32_t o = o0; o < o0 + CHANNEL_ALIGN; o++)
-					rows[(size_t)i * out_width + o] =
-						matrix[(size_t)o * in_width + i];
+	for (uint32_t k = k0; k < k0 + PACK_SIDE && k < k_width; k++)
+		for (uint32_t n = n0; n < n0 + PACK_SIDE && n < n_width; n++)
+			rows[(size_t)k * n_width + n] = transposed ? square[n - n0][k - k0]
+								   : square[k - k0][n - n0];
 }
 
 static void add_into(float *restrict dst, const float *restrict src, uint32_t count)
@@ -63,10 +56,10 @@ static void add_into(float *restrict dst, const float *restrict src, uint32_t co
 static void finish_block(const struct conv_call *call, uint32_t first, uint32_t rows,
 	uint32_t column, uint32_t columns)
 {
+	const struct layout *layout = call->out->layout;
 	for (uint32_t p = first; p < first + rows; p++) {
-		size_t at = (size_t)p * call->out_width + column;
-		float *out = call->out + at;
-		int32_t image = call->layout->image_of[p];
+		float *out = tensor_at(call->out, column, p);
+		int32_t image = layout->image_of[p];
 		if (image < 0 || (uint32_t)image >= call->n) {
 			memset(out, 0, columns * sizeof(float));
 			continue;
@@ -79,30 +72,27 @@ static void finish_block(const struct conv_call *call, uint32_t first, uint32_t 
 				call->per_image + (size_t)image * call->per_image_stride + column,
 				columns);
 		if (call->residual)
-			add_into(out, call->residual + at, columns);
+			add_into(out, tensor_at(call->residual, column, p), columns);
 	}
 }
 
 static void conv_block(const struct conv_call *call, uint32_t first, uint32_t rows, uint32_t column,
 	uint32_t columns)
 {
-	float *out = call->out + (size_t)first * call->out_width + column;
 	for (uint32_t i = 0; i < call->tap_count; i++) {
 		const struct tap *tap = &call->taps[i];
-		const float *in = tap->in +
-			((ptrdiff_t)first + tap->offset) * (ptrdiff_t)tap->width;
 		sgemm(&(struct matmul){
 			.m = rows,
 			.n = columns,
-			.k = tap->width,
+			.k = tap->in->width,
 			.alpha = 1.0f,
 			.beta = i || call->accumulate ? 1.0f : 0.0f,
-			.a = in,
-			.lda = tap->width,
+			.a = tensor_at(tap->in, 0, (ptrdiff_t)first + tap->offset),
+			.lda = tap->in->width,
 			.b = (const float *)tap->packed + column,
-			.ldb = call->out_width,
-			.c = out,
-			.ldc = call->out_width,
+			.ldb = call->out->width,
+			.c = tensor_at(call->out, column, first),
+			.ldc = call->out->width,
 		});
 	}
 	finish_block(call, first, rows, column, columns);
@@ -110,10 +100,10 @@ static void conv_block(const struct conv_call *call, uint32_t first, uint32_t ro
 
 static void conv(const struct conv_call *call)
 {
-	uint32_t active = layout_active(call->layout, call->n);
-	uint32_t padded = call->layout->padded;
+	uint32_t active = layout_active(call->out->layout, call->n);
+	uint32_t padded = call->out->layout->padded, out_width = call->out->width;
 	uint32_t blocks = (active + POSITION_BLOCK - 1) / POSITION_BLOCK;
-	uint32_t columns = (call->out_width + OUT_BLOCK - 1) / OUT_BLOCK;
+	uint32_t columns = (out_width + OUT_BLOCK - 1) / OUT_BLOCK;
 	CHECK(call->tap_count >= 1 && call->tap_count <= TAPS_MAX);
 #pragma omp parallel for collapse(2) schedule(dynamic)
 	for (uint32_t block = 0; block < blocks; block++)
@@ -122,10 +112,21 @@ static void conv(const struct conv_call *call)
 			uint32_t rows = padded - first < POSITION_BLOCK ? padded - first
 									: POSITION_BLOCK;
 			uint32_t column = part * OUT_BLOCK;
-			uint32_t width = call->out_width - column;
+			uint32_t width = out_width - column;
 			conv_block(
 				call, first, rows, column, width < OUT_BLOCK ? width : OUT_BLOCK);
 		}
+}
+
+static size_t weights_scratch_bytes(
+	const struct layout *layout, uint32_t in_width, uint32_t dout_width)
+{
+	return 0;
+}
+
+static size_t dw_offset(uint32_t in_width, uint32_t o, uint32_t i)
+{
+	return (size_t)o * in_width + i;
 }
 
 /* Rows [row, row + rows) of one tap's gradient: the sum over positions in fixed chunks. */
@@ -133,38 +134,35 @@ static void weights_block(
 	const struct conv_weights_call *call, uint32_t index, uint32_t row, uint32_t rows)
 {
 	const struct tap *tap = &call->taps[index];
-	uint32_t end = call->n * call->layout->image_stride;
-	float *dw = call->dw[index] + (size_t)row * tap->width;
-	for (uint32_t p = 0; p < end; p += POSITION_BLOCK) {
-		uint32_t count = end - p < POSITION_BLOCK ? end - p : POSITION_BLOCK;
-		const float *dout = call->dout[index] + (size_t)p * call->dout_width + row;
-		const float *in = tap->in + ((ptrdiff_t)p + tap->offset) * (ptrdiff_t)tap->width;
+	const struct tensor *dout = call->dout[index];
+	uint32_t end = call->n * dout->layout->image_stride, width = tap->in->width;
+	for (uint32_t p = 0; p < end; p += POSITION_BLOCK)
 		sgemm(&(struct matmul){
 			.transpose_a = true,
 			.m = rows,
-			.n = tap->width,
-			.k = count,
+			.n = width,
+			.k = end - p < POSITION_BLOCK ? end - p : POSITION_BLOCK,
 			.alpha = 1.0f,
 			.beta = p ? 1.0f : 0.0f,
-			.a = dout,
-			.lda = call->dout_width,
-			.b = in,
-			.ldb = tap->width,
-			.c = dw,
-			.ldc = tap->width,
+			.a = tensor_at(dout, row, p),
+			.lda = dout->width,
+			.b = tensor_at(tap->in, 0, (ptrdiff_t)p + tap->offset),
+			.ldb = width,
+			.c = call->dw[index] + (size_t)row * width,
+			.ldc = width,
 		});
-	}
 }
 
 static void conv_weights(const struct conv_weights_call *call)
 {
-	uint32_t parts = (call->dout_width + DW_BLOCK - 1) / DW_BLOCK;
+	uint32_t dout_width = call->dout[0]->width;
+	uint32_t parts = (dout_width + DW_BLOCK - 1) / DW_BLOCK;
 	CHECK(call->tap_count >= 1 && call->tap_count <= TAPS_MAX);
 #pragma omp parallel for collapse(2) schedule(dynamic)
 	for (uint32_t part = 0; part < parts; part++)
 		for (uint32_t i = 0; i < call->tap_count; i++) {
 			uint32_t row = part * DW_BLOCK;
-			uint32_t rows = call->dout_width - row;
+			uint32_t rows = dout_width - row;
 			weights_block(call, i, row, rows < DW_BLOCK ? rows : DW_BLOCK);
 		}
 }
@@ -185,10 +183,13 @@ static const char *library(void)
 
 static const struct engine openblas = {
 	.name = "openblas",
+	.form = {ELEM_F32, .align = 16},
 	.packed_bytes = packed_bytes,
 	.pack = pack,
 	.conv = conv,
+	.weights_scratch_bytes = weights_scratch_bytes,
 	.conv_weights = conv_weights,
+	.dw_offset = dw_offset,
 	.matmul = sgemm,
 	.library = library,
 };
@@ -200,14 +201,4 @@ const struct engine *engine_openblas(void)
 	openblas_set_num_threads(1);
 	omp_set_num_threads(threads);
 	return &openblas;
-}
-
-const char *ops_engine_name(void)
-{
-	return openblas.name;
-}
-
-const char *ops_engine_library(void)
-{
-	return library();
 }

@@ -1,29 +1,70 @@
 /* GroupNorm with SiLU, forward beside backward. Work is split by (image, part), a part being whole
- * groups of about 64 channels, so one thread takes sums and applies them while the data is cached.
- * A run is the piece of a part that lies in one source. */
+ * groups that fill whole strips of 32 columns, so one thread takes sums and applies them while the
+ * data is cached. A strip is what the loops over pixels see: one or two vectors of lanes, whose
+ * scale and shift stay in registers for a whole image.
+ *
+ * Columns are those of the result, channels those of the parameters: between the spans of a
+ * concatenation there may be columns without a channel, whose scale and shift are zero. */
 #include "daemon/ops/norm.h"
 
-#include "base/fmath.h"
 #include "base/panic.h"
+#include "daemon/ops/lanes.h"
 
 #include <math.h>
 #include <string.h>
 
-#define PART_CHANNELS 64
+#define PART_COLUMNS_MIN 64
+#define COLUMNS_MAX (2 * CHANNELS_MAX + 2 * STRIP)
 
+/* The columns [first, end) of one span that belong to a part. */
 struct run {
 	uint32_t span;
-	uint32_t channel; /* in the concatenation */
-	uint32_t offset;  /* inside the source */
-	uint32_t column;  /* inside the result */
-	uint32_t count;
+	uint32_t first, end; /* inside the span */
+	uint32_t column;     /* of `first` in the result */
 };
 
-/* One image's rows of a run in a source, and in the result or its gradient. */
-struct view {
-	uint32_t height, columns;
-	size_t row_step, step; /* floats from row to row, position to position */
-};
+/* Columns before a span in the result, and channels. */
+static uint32_t columns_before(const struct group_norm *norm, uint32_t span)
+{
+	return span ? norm->spans[0].width : 0;
+}
+
+static uint32_t channels_before(const struct group_norm *norm, uint32_t span)
+{
+	return span ? norm->spans[0].channels : 0;
+}
+
+static uint32_t column_of(const struct group_norm *norm, uint32_t channel)
+{
+	uint32_t span = channel >= norm->spans[0].channels;
+	return channel - channels_before(norm, span) + columns_before(norm, span);
+}
+
+/* Whether a part may end before this channel. */
+static bool strip_begins(const struct group_norm *norm, uint32_t channel)
+{
+	if (channel == norm->channels || channel == norm->spans[0].channels)
+		return true;
+	uint32_t span = channel > norm->spans[0].channels;
+	return (channel - channels_before(norm, span)) % STRIP == 0;
+}
+
+static void cut_parts(struct group_norm *norm)
+{
+	uint32_t per_group = norm->channels / norm->groups, first = 0;
+	uint32_t least = norm->channels / NORM_PARTS_MAX;
+	least = least > PART_COLUMNS_MIN ? least : PART_COLUMNS_MIN;
+	for (uint32_t group = 1; group <= norm->groups; group++) {
+		bool whole = strip_begins(norm, group * per_group) &&
+			(group - first) * per_group >= least &&
+			norm->part_count + 1 < NORM_PARTS_MAX;
+		if (!whole && group < norm->groups)
+			continue;
+		norm->part_groups[norm->part_count++] = first;
+		first = group;
+	}
+	norm->part_groups[norm->part_count] = norm->groups;
+}
 
 void group_norm_init(struct group_norm *norm, const struct channel_span *spans, uint32_t span_count,
 	uint32_t groups, float eps, bool silu)
@@ -41,7 +82,8 @@ void group_norm_init(struct group_norm *norm, const struct channel_span *spans, 
 		norm->width += spans[i].width;
 	}
 	CHECK(groups && norm->channels % groups == 0);
-	CHECK(norm->channels / groups <= GROUP_CHANNELS_MAX);
+	CHECK(norm->width <= COLUMNS_MAX);
+	cut_parts(norm);
 }
 
 enum { STATE_MEAN, STATE_RSTD, STATE_SCALE, STATE_SHIFT, STATE_COUNT };
@@ -49,7 +91,7 @@ enum { SUM_DOUT, SUM_DOUT_XHAT, SUM_COUNT };
 
 size_t group_norm_state_elems(const struct group_norm *norm, uint32_t batch)
 {
-	return (size_t)STATE_COUNT * batch * norm->channels;
+	return (size_t)STATE_COUNT * batch * norm->width;
 }
 
 size_t group_norm_sums_elems(const struct group_norm *norm, uint32_t batch)
@@ -57,10 +99,10 @@ size_t group_norm_sums_elems(const struct group_norm *norm, uint32_t batch)
 	return (size_t)SUM_COUNT * batch * norm->channels;
 }
 
-/* Where the values of an image begin: [batch][kind][channels]. */
-static size_t state_at(const struct group_norm *norm, uint32_t image, uint32_t kind)
+/* Where the values of an image begin: [batch][kind][width]. */
+static size_t state_at(const struct group_norm *norm, uint32_t image)
 {
-	return ((size_t)image * STATE_COUNT + kind) * norm->channels;
+	return (size_t)image * STATE_COUNT * norm->width;
 }
 
 static size_t sums_at(const struct group_norm *norm, uint32_t image, uint32_t kind)
@@ -68,372 +110,444 @@ static size_t sums_at(const struct group_norm *norm, uint32_t image, uint32_t ki
 	return ((size_t)image * SUM_COUNT + kind) * norm->channels;
 }
 
-static uint32_t groups_per_part(const struct group_norm *norm)
+static uint32_t runs_of(const struct group_norm *norm, uint32_t part, struct run runs[SPANS_MAX])
 {
-	uint32_t per_group = norm->channels / norm->groups;
-	return per_group >= PART_CHANNELS ? 1 : PART_CHANNELS / per_group;
-}
-
-static uint32_t part_count(const struct group_norm *norm)
-{
-	uint32_t per_part = groups_per_part(norm);
-	return (norm->groups + per_part - 1) / per_part;
-}
-
-/* The runs of channels [first, end). */
-static uint32_t runs_of(
-	const struct group_norm *norm, uint32_t first, uint32_t end, struct run runs[SPANS_MAX])
-{
-	uint32_t count = 0, channel = 0, column = 0;
+	uint32_t per_group = norm->channels / norm->groups, count = 0;
+	uint32_t from = norm->part_groups[part] * per_group;
+	uint32_t to = norm->part_groups[part + 1] * per_group;
 	for (uint32_t i = 0; i < norm->span_count; i++) {
-		uint32_t span_end = channel + norm->spans[i].channels;
-		uint32_t from = first > channel ? first : channel;
-		uint32_t to = end < span_end ? end : span_end;
-		if (from < to)
-			runs[count++] = (struct run){
-				i, from, from - channel, column + from - channel, to - from};
-		channel = span_end;
-		column += norm->spans[i].width;
+		uint32_t begin = channels_before(norm, i), end = begin + norm->spans[i].channels;
+		if (from >= end || to <= begin)
+			continue;
+		struct run run = {
+			.span = i,
+			.first = from > begin ? from - begin : 0,
+			.end = to >= end ? norm->spans[i].width : to - begin,
+		};
+		run.column = columns_before(norm, i) + run.first;
+		runs[count++] = run;
 	}
 	return count;
 }
 
-static struct view view_of(const struct layout *layout, uint32_t width)
+/* One or two vectors of a strip; a constant in every loop below. */
+static unsigned vectors_of(const struct run *run, uint32_t first)
 {
-	return (struct view){layout->height, layout->width, (size_t)layout->pitch * width, width};
+	return run->end - first >= STRIP ? 2 : 1;
 }
 
-/* At most PART_CHANNELS channels: sums of x - pivot and its square over the image. */
-static void channel_sums(struct view view, const float *src, uint32_t count, const float *pivot,
-	double *sum, double *square_sum)
+/* The sums of x - pivot and its square over an image. */
+LANES_INLINE void strip_sums(const struct tensor *src, uint32_t first, uint32_t image,
+	unsigned vectors, enum elem elem, double *sum, double *square_sum)
 {
-	for (uint32_t y = 0; y < view.height; y++) {
-		float row_sum[PART_CHANNELS] = {0}, row_square[PART_CHANNELS] = {0};
-		for (uint32_t x = 0; x < view.columns; x++) {
-			const float *in = src + y * view.row_step + x * view.step;
-#pragma omp simd
-			for (uint32_t c = 0; c < count; c++) {
-				float d = in[c] - pivot[c];
-				row_sum[c] += d;
-				row_square[c] += d * d;
+	const struct layout *layout = src->layout;
+	size_t step = tensor_step(src), half = LANES * elem_bytes(elem);
+	const uint8_t *at = tensor_at(src, first, (ptrdiff_t)layout_row(layout, image, 0));
+	lanes pivot[2];
+	for (unsigned v = 0; v < vectors; v++)
+		pivot[v] = lanes_load(at + v * half, elem);
+	for (uint32_t y = 0; y < layout->height; y++) {
+		lanes row_sum[2] = {lanes_of(0.0f), lanes_of(0.0f)};
+		lanes row_square[2] = {lanes_of(0.0f), lanes_of(0.0f)};
+		const uint8_t *in = at + y * layout->pitch * step;
+		for (uint32_t x = 0; x < layout->width; x++, in += step)
+			for (unsigned v = 0; v < vectors; v++) {
+				lanes d = lanes_sub(lanes_load(in + v * half, elem), pivot[v]);
+				row_sum[v] = lanes_add(row_sum[v], d);
+				row_square[v] = lanes_fma(d, d, row_square[v]);
 			}
-		}
-		for (uint32_t c = 0; c < count; c++) {
-			sum[c] += (double)row_sum[c];
-			square_sum[c] += (double)row_square[c];
-		}
-	}
-}
-
-/* mean[channel] and the sum of squares about it, of each channel of the run. */
-static void run_moments(
-	struct view view, const float *src, uint32_t count, float *mean, double *square)
-{
-	double pixels = (double)view.height * view.columns;
-	for (uint32_t first = 0; first < count; first += PART_CHANNELS) {
-		uint32_t block = count - first < PART_CHANNELS ? count - first : PART_CHANNELS;
-		double sum[PART_CHANNELS] = {0}, square_sum[PART_CHANNELS] = {0};
-		const float *pivot = src + first;
-		channel_sums(view, src + first, block, pivot, sum, square_sum);
-		for (uint32_t c = 0; c < block; c++) {
-			mean[first + c] = (float)((double)pivot[c] + sum[c] / pixels);
-			square[first + c] = square_sum[c] - sum[c] * sum[c] / pixels;
+		for (unsigned v = 0; v < vectors; v++) {
+			lanes_add_to(sum + v * LANES, row_sum[v]);
+			lanes_add_to(square_sum + v * LANES, row_square[v]);
 		}
 	}
 }
 
-/* Combines the channels of one group: scale and shift from mean and variance. */
-static void finish_group(const struct group_norm *norm, double pixels, uint32_t first,
-	const float *means, const double *squares, float *state)
+/* mean, and the sum of squares about it, of each column of a strip. */
+static void strip_moments(const struct tensor *src, uint32_t first, uint32_t image,
+	unsigned vectors, double *mean, double *square)
 {
-	uint32_t per_group = norm->channels / norm->groups;
+	const struct layout *layout = src->layout;
+	double sum[STRIP] = {0}, square_sum[STRIP] = {0};
+	double pixels = (double)layout->height * layout->width;
+	float pivot[STRIP] = {0};
+	if (src->elem == ELEM_BF16)
+		strip_sums(src, first, image, 2, ELEM_BF16, sum, square_sum);
+	else if (vectors == 2)
+		strip_sums(src, first, image, 2, ELEM_F32, sum, square_sum);
+	else
+		strip_sums(src, first, image, 1, ELEM_F32, sum, square_sum);
+	const uint8_t *at = tensor_at(src, first, (ptrdiff_t)layout_row(layout, image, 0));
+	for (unsigned v = 0; v < vectors; v++)
+		lanes_store(pivot + v * LANES,
+			lanes_load(at + v * LANES * elem_bytes(src->elem), src->elem), ELEM_F32);
+	for (uint32_t c = 0; c < vectors * LANES; c++) {
+		mean[c] = (double)pivot[c] + sum[c] / pixels;
+		square[c] = square_sum[c] - sum[c] * sum[c] / pixels;
+	}
+}
+
+/* Scale and shift of one group from the moments of its columns. */
+static void finish_group(const struct group_norm *norm, double pixels, uint32_t group,
+	const double *means, const double *squares, uint32_t base, float *state)
+{
+	uint32_t per_group = norm->channels / norm->groups, first = group * per_group;
 	double mean = 0.0, square = 0.0;
-	for (uint32_t c = 0; c < per_group; c++)
-		mean += (double)means[c];
+	for (uint32_t c = first; c < first + per_group; c++)
+		mean += means[column_of(norm, c) - base];
 	mean /= per_group;
-	for (uint32_t c = 0; c < per_group; c++) {
-		double d = (double)means[c] - mean;
-		square += squares[c] + pixels * d * d;
+	for (uint32_t c = first; c < first + per_group; c++) {
+		double d = means[column_of(norm, c) - base] - mean;
+		square += squares[column_of(norm, c) - base] + pixels * d * d;
 	}
 	double variance = square / (pixels * per_group);
 	if (variance < 0.0) /* rounding; a NaN stays one */
 		variance = 0.0;
 	double rstd = 1.0 / sqrt(variance + (double)norm->eps);
 	for (uint32_t c = first; c < first + per_group; c++) {
+		uint32_t column = column_of(norm, c);
 		double scale = rstd * (double)norm->weight[c];
-		state[STATE_MEAN * norm->channels + c] = (float)mean;
-		state[STATE_RSTD * norm->channels + c] = (float)rstd;
-		state[STATE_SCALE * norm->channels + c] = (float)scale;
-		state[STATE_SHIFT * norm->channels + c] = (float)((double)norm->bias[c] -
+		state[STATE_MEAN * norm->width + column] = (float)mean;
+		state[STATE_RSTD * norm->width + column] = (float)rstd;
+		state[STATE_SCALE * norm->width + column] = (float)scale;
+		state[STATE_SHIFT * norm->width + column] = (float)((double)norm->bias[c] -
 			mean * scale);
 	}
 }
 
-/* Statistics of the groups [first, end) of one image, group by group. */
-static void part_statistics(const struct group_norm *norm, const struct layout *layout,
-	uint32_t image, const float *const *sources, uint32_t first, uint32_t end, float *state)
+static void part_statistics(const struct group_norm *norm, uint32_t part, uint32_t image,
+	const struct tensor *const *sources, float *state)
 {
-	uint32_t per_group = norm->channels / norm->groups;
-	float means[GROUP_CHANNELS_MAX];
-	double squares[GROUP_CHANNELS_MAX];
+	double means[COLUMNS_MAX], squares[COLUMNS_MAX];
 	struct run runs[SPANS_MAX];
-	uint32_t channel = first * per_group;
-	uint32_t run_count = runs_of(norm, channel, end * per_group, runs);
-	for (uint32_t i = 0; i < run_count; i++) {
-		uint32_t width = norm->spans[runs[i].span].width;
-		const float *src = sources[runs[i].span] + layout_row(layout, image, 0) * width +
-			runs[i].offset;
-		uint32_t at = runs[i].channel - channel;
-		run_moments(view_of(layout, width), src, runs[i].count, means + at, squares + at);
+	uint32_t count = runs_of(norm, part, runs), base = runs[0].column;
+	for (uint32_t i = 0; i < count; i++) {
+		const struct run *run = &runs[i];
+		for (int kind = 0; kind < STATE_COUNT; kind++)
+			memset(state + kind * norm->width + run->column, 0,
+				(run->end - run->first) * sizeof(float));
+		for (uint32_t c = run->first; c < run->end; c += STRIP) {
+			uint32_t at = run->column + (c - run->first) - base;
+			strip_moments(sources[run->span], c, image, vectors_of(run, c), means + at,
+				squares + at);
+		}
 	}
+	const struct layout *layout = sources[0]->layout;
 	double pixels = (double)layout->height * layout->width;
-	for (uint32_t group = first; group < end; group++) {
-		uint32_t at = (group - first) * per_group;
-		finish_group(norm, pixels, group * per_group, means + at, squares + at, state);
+	for (uint32_t group = norm->part_groups[part]; group < norm->part_groups[part + 1]; group++)
+		finish_group(norm, pixels, group, means, squares, base, state);
+}
+
+/* Zeroes the pads behind the rows of one image in one strip. */
+static void zero_pads(const struct tensor *tensor, uint32_t column, uint32_t image, size_t bytes)
+{
+	const struct layout *layout = tensor->layout;
+	for (uint32_t y = 0; !layout->dense && y < layout->height; y++) {
+		uint32_t pads = y + 1 == layout->height ? 1 + layout->pitch : 1;
+		ptrdiff_t at = (ptrdiff_t)layout_row(layout, image, y) + layout->width;
+		for (uint32_t i = 0; i < pads; i++)
+			memset(tensor_at(tensor, column, at + i), 0, bytes);
 	}
 }
 
-static void apply_rows(struct view in_view, struct view out_view, const float *src,
-	const float *scale, const float *shift, uint32_t count, bool silu, float *dst)
-{
-	for (uint32_t y = 0; y < in_view.height; y++)
-		for (uint32_t x = 0; x < in_view.columns; x++) {
-			const float *in = src + y * in_view.row_step + x * in_view.step;
-			float *out = dst + y * out_view.row_step + x * out_view.step;
-			if (silu) {
-#pragma omp simd
-				for (uint32_t c = 0; c < count; c++) {
-					float v = in[c] * scale[c] + shift[c];
-					out[c] = v * fm_sigmoid(v);
-				}
-			} else {
-#pragma omp simd
-				for (uint32_t c = 0; c < count; c++)
-					out[c] = in[c] * scale[c] + shift[c];
-			}
-		}
-}
-
-/* Zeroes what no run writes: pads, and the columns between a span's channels and its width. */
-static void zero_unwritten(const struct layout *layout, uint32_t image, float *data,
-	const struct channel_span *spans, uint32_t span_count)
-{
-	uint32_t width = 0, column = 0;
-	for (uint32_t i = 0; i < span_count; i++)
-		width += spans[i].width;
-	for (uint32_t i = 0; i < span_count; i++, column += spans[i - 1].width) {
-		uint32_t gap = spans[i].width - spans[i].channels;
-		for (uint32_t y = 0; gap && y < layout->height; y++)
-			for (uint32_t x = 0; x < layout->width; x++)
-				memset(data + (layout_row(layout, image, y) + x) * width + column +
-						spans[i].channels,
-					0, gap * sizeof(float));
-	}
-	layout_zero_image_pads(layout, image, data, width);
-}
-
-static void part_apply(const struct group_norm *norm, const struct layout *layout, uint32_t image,
-	const float *const *sources, uint32_t first, uint32_t end, const float *state,
-	const struct layout *out_layout, float *out)
-{
-	uint32_t per_group = norm->channels / norm->groups;
-	struct run runs[SPANS_MAX];
-	uint32_t run_count = runs_of(norm, first * per_group, end * per_group, runs);
-	for (uint32_t i = 0; i < run_count; i++) {
-		uint32_t width = norm->spans[runs[i].span].width;
-		apply_rows(view_of(layout, width), view_of(out_layout, norm->width),
-			sources[runs[i].span] + layout_row(layout, image, 0) * width +
-				runs[i].offset,
-			state + STATE_SCALE * norm->channels + runs[i].channel,
-			state + STATE_SHIFT * norm->channels + runs[i].channel, runs[i].count,
-			norm->silu,
-			out + layout_row(out_layout, image, 0) * norm->width + runs[i].column);
-	}
-	if (first == 0)
-		zero_unwritten(out_layout, image, out, norm->spans, norm->span_count);
-}
-
-void group_norm_forward(const struct group_norm *norm, const struct layout *layout, uint32_t n,
-	const float *const *sources, float *state, const struct layout *out_layout, float *out)
-{
-	uint32_t parts = part_count(norm), per_part = groups_per_part(norm);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-	for (uint32_t image = 0; image < n; image++)
-		for (uint32_t part = 0; part < parts; part++) {
-			uint32_t first = part * per_part, end = first + per_part;
-			float *image_state = state + state_at(norm, image, 0);
-			end = end < norm->groups ? end : norm->groups;
-			part_statistics(norm, layout, image, sources, first, end, image_state);
-			part_apply(norm, layout, image, sources, first, end, image_state,
-				out_layout, out);
-		}
-	layout_zero_edges(out_layout, n, out, norm->width);
-}
-
-void group_norm_apply(const struct group_norm *norm, const struct layout *layout, uint32_t n,
-	const float *const *sources, const float *state, const struct layout *out_layout,
-	float *out)
-{
-	uint32_t parts = part_count(norm), per_part = groups_per_part(norm);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-	for (uint32_t image = 0; image < n; image++)
-		for (uint32_t part = 0; part < parts; part++) {
-			uint32_t first = part * per_part, end = first + per_part;
-			end = end < norm->groups ? end : norm->groups;
-			part_apply(norm, layout, image, sources, first, end,
-				state + state_at(norm, image, 0), out_layout, out);
-		}
-	layout_zero_edges(out_layout, n, out, norm->width);
-}
-
-/* The gradient of v silu(v) sits in dout afterwards when silu; its sums are taken on the way:
- * sum of dv, and of dv xhat. */
-struct backward_rows {
-	struct view in_view, out_view;
-	const float *src, *mean, *rstd, *scale, *shift;
-	float *dout;
-	bool silu;
+/* Strip `first` of a source, strip `column` of the result. */
+struct apply {
+	const struct tensor *src, *out;
+	uint32_t first, column, image;
+	const float *scale, *shift;
 };
 
-static void backward_sums(const struct backward_rows *rows, uint32_t first, uint32_t count,
-	double *sum, double *xhat_sum)
+LANES_INLINE void apply_strip(
+	const struct apply *apply, unsigned vectors, enum elem elem, bool silu)
 {
-	const float *mean = rows->mean + first, *rstd = rows->rstd + first;
-	const float *scale = rows->scale + first, *shift = rows->shift + first;
-	for (uint32_t y = 0; y < rows->in_view.height; y++) {
-		float row_sum[PART_CHANNELS] = {0}, row_xhat[PART_CHANNELS] = {0};
-		for (uint32_t x = 0; x < rows->in_view.columns; x++) {
-			const float *in = rows->src + y * rows->in_view.row_step +
-				x * rows->in_view.step + first;
-			float *dout = rows->dout + y * rows->out_view.row_step +
-				x * rows->out_view.step + first;
-			if (rows->silu) {
-#pragma omp simd
-				for (uint32_t c = 0; c < count; c++) {
-					float v = in[c] * scale[c] + shift[c];
-					float s = fm_sigmoid(v);
-					dout[c] = dout[c] * (s * (1.0f + v * (1.0f - s)));
-				}
+	const struct layout *from = apply->src->layout, *to = apply->out->layout;
+	size_t half = LANES * elem_bytes(elem);
+	size_t in_step = tensor_step(apply->src), out_step = tensor_step(apply->out);
+	lanes scale[2], shift[2];
+	for (unsigned v = 0; v < vectors; v++) {
+		scale[v] = lanes_load(apply->scale + v * LANES, ELEM_F32);
+		shift[v] = lanes_load(apply->shift + v * LANES, ELEM_F32);
+	}
+	for (uint32_t y = 0; y < from->height; y++) {
+		const uint8_t *in = tensor_at(
+			apply->src, apply->first, (ptrdiff_t)layout_row(from, apply->image, y));
+		uint8_t *out = tensor_at(
+			apply->out, apply->column, (ptrdiff_t)layout_row(to, apply->image, y));
+		for (uint32_t x = 0; x < from->width; x++, in += in_step, out += out_step)
+			for (unsigned v = 0; v < vectors; v++) {
+				lanes u = lanes_fma(
+					lanes_load(in + v * half, elem), scale[v], shift[v]);
+				if (silu)
+					u = lanes_mul(u, lanes_sigmoid_for(u, elem));
+				lanes_store(out + v * half, u, elem);
 			}
-#pragma omp simd
-			for (uint32_t c = 0; c < count; c++) {
-				row_sum[c] += dout[c];
-				row_xhat[c] += dout[c] * ((in[c] - mean[c]) * rstd[c]);
-			}
+	}
+	zero_pads(apply->out, apply->column, apply->image, vectors * half);
+}
+
+static void apply_strip_of(const struct apply *apply, unsigned vectors, bool silu)
+{
+	if (apply->src->elem == ELEM_BF16 && silu)
+		apply_strip(apply, 2, ELEM_BF16, true);
+	else if (apply->src->elem == ELEM_BF16)
+		apply_strip(apply, 2, ELEM_BF16, false);
+	else if (vectors == 2 && silu)
+		apply_strip(apply, 2, ELEM_F32, true);
+	else if (vectors == 2)
+		apply_strip(apply, 2, ELEM_F32, false);
+	else
+		apply_strip(apply, 1, ELEM_F32, silu);
+}
+
+static void part_apply(const struct group_norm *norm, uint32_t part, uint32_t image,
+	const struct tensor *const *sources, const float *state, const struct tensor *out)
+{
+	struct run runs[SPANS_MAX];
+	uint32_t count = runs_of(norm, part, runs);
+	for (uint32_t i = 0; i < count; i++)
+		for (uint32_t c = runs[i].first; c < runs[i].end; c += STRIP) {
+			uint32_t column = runs[i].column + (c - runs[i].first);
+			struct apply apply = {
+				.src = sources[runs[i].span],
+				.out = out,
+				.first = c,
+				.column = column,
+				.image = image,
+				.scale = state + STATE_SCALE * norm->width + column,
+				.shift = state + STATE_SHIFT * norm->width + column,
+			};
+			apply_strip_of(&apply, vectors_of(&runs[i], c), norm->silu);
 		}
-		for (uint32_t c = 0; c < count; c++) {
-			sum[c] += (double)row_sum[c];
-			xhat_sum[c] += (double)row_xhat[c];
+}
+
+void group_norm_forward(const struct group_norm *norm, uint32_t n,
+	const struct tensor *const *sources, float *state, const struct tensor *out)
+{
+#pragma omp parallel for collapse(2) schedule(dynamic)
+	for (uint32_t image = 0; image < n; image++)
+		for (uint32_t part = 0; part < norm->part_count; part++) {
+			float *image_state = state + state_at(norm, image);
+			part_statistics(norm, part, image, sources, image_state);
+			part_apply(norm, part, image, sources, image_state, out);
+		}
+	tensor_zero_edges(out, n);
+}
+
+void group_norm_apply(const struct group_norm *norm, uint32_t n,
+	const struct tensor *const *sources, const float *state, const struct tensor *out)
+{
+#pragma omp parallel for collapse(2) schedule(dynamic)
+	for (uint32_t image = 0; image < n; image++)
+		for (uint32_t part = 0; part < norm->part_count; part++)
+			part_apply(norm, part, image, sources, state + state_at(norm, image), out);
+	tensor_zero_edges(out, n);
+}
+
+/* One strip of backward: the gradient of silu, if any, sits in dout after the first pass. */
+struct back {
+	const struct tensor *src, *dout, *dsource, *residual;
+	uint32_t first, column, image;
+	const float *mean, *scale, *shift; /* of the state */
+	const float *slope, *level;
+	bool accumulate;
+};
+
+/* sum of dv, and of dv (x - mean), where v = x scale + shift and dv = dout silu'(v). */
+LANES_INLINE void back_sums(const struct back *back, unsigned vectors, enum elem elem, bool silu,
+	double *sum, double *centred_sum)
+{
+	const struct layout *from = back->src->layout, *to = back->dout->layout;
+	size_t half = LANES * elem_bytes(elem);
+	size_t in_step = tensor_step(back->src), dout_step = tensor_step(back->dout);
+	lanes mean[2], scale[2], shift[2], one = lanes_of(1.0f);
+	for (unsigned v = 0; v < vectors; v++) {
+		mean[v] = lanes_load(back->mean + v * LANES, ELEM_F32);
+		scale[v] = lanes_load(back->scale + v * LANES, ELEM_F32);
+		shift[v] = lanes_load(back->shift + v * LANES, ELEM_F32);
+	}
+	for (uint32_t y = 0; y < from->height; y++) {
+		lanes row_sum[2] = {lanes_of(0.0f), lanes_of(0.0f)};
+		lanes row_centred[2] = {lanes_of(0.0f), lanes_of(0.0f)};
+		const uint8_t *in = tensor_at(
+			back->src, back->first, (ptrdiff_t)layout_row(from, back->image, y));
+		uint8_t *dout = tensor_at(
+			back->dout, back->column, (ptrdiff_t)layout_row(to, back->image, y));
+		for (uint32_t x = 0; x < from->width; x++, in += in_step, dout += dout_step)
+			for (unsigned v = 0; v < vectors; v++) {
+				lanes value = lanes_load(in + v * half, elem);
+				lanes d = lanes_load(dout + v * half, elem);
+				if (silu) {
+					lanes u = lanes_fma(value, scale[v], shift[v]);
+					lanes s = lanes_sigmoid_for(u, elem);
+					lanes slope = lanes_fma(u, lanes_sub(one, s), one);
+					d = lanes_mul(d, lanes_mul(s, slope));
+					lanes_store(dout + v * half, d, elem);
+				}
+				row_sum[v] = lanes_add(row_sum[v], d);
+				row_centred[v] = lanes_fma(
+					d, lanes_sub(value, mean[v]), row_centred[v]);
+			}
+		for (unsigned v = 0; v < vectors; v++) {
+			lanes_add_to(sum + v * LANES, row_sum[v]);
+			lanes_add_to(centred_sum + v * LANES, row_centred[v]);
 		}
 	}
 }
 
-/* dx = dv scale + x slope + level, with the two group terms folded into slope and level. */
-static void backward_apply(const struct backward_rows *rows, const float *slope, const float *level,
-	uint32_t count, float *dx, const float *residual, bool accumulate)
+static void back_sums_of(
+	const struct back *back, unsigned vectors, bool silu, double *sum, double *centred_sum)
 {
-	const float *scale = rows->scale;
-	for (uint32_t y = 0; y < rows->in_view.height; y++)
-		for (uint32_t x = 0; x < rows->in_view.columns; x++) {
-			size_t at = y * rows->in_view.row_step + x * rows->in_view.step;
-			const float *in = rows->src + at, *other = residual ? residual + at : NULL;
-			const float *dout = rows->dout + y * rows->out_view.row_step +
-				x * rows->out_view.step;
-			float *out = dx + at;
-			if (other) {
-#pragma omp simd
-				for (uint32_t c = 0; c < count; c++) {
-					float d = dout[c] * scale[c] +
-						(in[c] * slope[c] + level[c]);
-					out[c] = (accumulate ? out[c] : 0.0f) + (d + other[c]);
-				}
-			} else {
-#pragma omp simd
-				for (uint32_t c = 0; c < count; c++) {
-					float d = dout[c] * scale[c] +
-						(in[c] * slope[c] + level[c]);
-					out[c] = (accumulate ? out[c] : 0.0f) + d;
-				}
+	if (back->src->elem == ELEM_BF16 && silu)
+		back_sums(back, 2, ELEM_BF16, true, sum, centred_sum);
+	else if (back->src->elem == ELEM_BF16)
+		back_sums(back, 2, ELEM_BF16, false, sum, centred_sum);
+	else if (vectors == 2 && silu)
+		back_sums(back, 2, ELEM_F32, true, sum, centred_sum);
+	else if (vectors == 2)
+		back_sums(back, 2, ELEM_F32, false, sum, centred_sum);
+	else
+		back_sums(back, 1, ELEM_F32, silu, sum, centred_sum);
+}
+
+/* dx = dv scale + x slope + level (+ residual) (+ dx), the two group terms being folded into slope
+ * and level. */
+LANES_INLINE void back_apply(
+	const struct back *back, unsigned vectors, enum elem elem, bool residual, bool accumulate)
+{
+	const struct layout *from = back->src->layout, *to = back->dout->layout;
+	size_t half = LANES * elem_bytes(elem);
+	size_t in_step = tensor_step(back->src), dout_step = tensor_step(back->dout);
+	size_t dx_step = tensor_step(back->dsource);
+	lanes scale[2], slope[2], level[2];
+	for (unsigned v = 0; v < vectors; v++) {
+		scale[v] = lanes_load(back->scale + v * LANES, ELEM_F32);
+		slope[v] = lanes_load(back->slope + v * LANES, ELEM_F32);
+		level[v] = lanes_load(back->level + v * LANES, ELEM_F32);
+	}
+	for (uint32_t y = 0; y < from->height; y++) {
+		ptrdiff_t row = (ptrdiff_t)layout_row(from, back->image, y);
+		const uint8_t *in = tensor_at(back->src, back->first, row);
+		const uint8_t *other = residual ? tensor_at(back->residual, back->first, row) : in;
+		const uint8_t *dout = tensor_at(
+			back->dout, back->column, (ptrdiff_t)layout_row(to, back->image, y));
+		uint8_t *dx = tensor_at(back->dsource, back->first, row);
+		for (uint32_t x = 0; x < from->width; x++) {
+			for (unsigned v = 0; v < vectors; v++) {
+				lanes value = lanes_load(in + v * half, elem);
+				lanes d = lanes_load(dout + v * half, elem);
+				d = lanes_fma(d, scale[v], lanes_fma(value, slope[v], level[v]));
+				if (residual)
+					d = lanes_add(d, lanes_load(other + v * half, elem));
+				if (accumulate)
+					d = lanes_add(d, lanes_load(dx + v * half, elem));
+				lanes_store(dx + v * half, d, elem);
 			}
+			in += in_step;
+			other += in_step;
+			dout += dout_step;
+			dx += dx_step;
 		}
+	}
+	if (!accumulate)
+		zero_pads(back->dsource, back->first, back->image, vectors * half);
 }
 
-/* Slope and level of a group's channels from the sums of all its channels. */
-static void group_terms(const struct group_norm *norm, double pixels, uint32_t first,
-	const float *state, const double *sum, const double *xhat_sum, float *slope, float *level)
+LANES_INLINE void back_apply_elem(const struct back *back, unsigned vectors, enum elem elem)
 {
-	uint32_t per_group = norm->channels / norm->groups;
-	double a = 0.0, b = 0.0, count = pixels * per_group;
-	for (uint32_t c = 0; c < per_group; c++) {
-		a += (double)norm->weight[first + c] * sum[c];
-		b += (double)norm->weight[first + c] * xhat_sum[c];
+	if (back->residual && back->accumulate)
+		back_apply(back, vectors, elem, true, true);
+	else if (back->residual)
+		back_apply(back, vectors, elem, true, false);
+	else if (back->accumulate)
+		back_apply(back, vectors, elem, false, true);
+	else
+		back_apply(back, vectors, elem, false, false);
+}
+
+static void back_apply_of(const struct back *back, unsigned vectors)
+{
+	if (back->src->elem == ELEM_BF16)
+		back_apply_elem(back, 2, ELEM_BF16);
+	else if (vectors == 2)
+		back_apply_elem(back, 2, ELEM_F32);
+	else
+		back_apply_elem(back, 1, ELEM_F32);
+}
+
+/* Slope and level of a group's columns from the sums of all its channels, which are left for the
+ * parameters' gradients. */
+static void group_terms(const struct group_norm *norm, const struct group_norm_backward *call,
+	uint32_t image, uint32_t group, const double *sum, const double *centred_sum, uint32_t base,
+	float *slope, float *level)
+{
+	uint32_t per_group = norm->channels / norm->groups, first = group * per_group;
+	const float *state = call->state + state_at(norm, image);
+	const struct layout *layout = call->sources[0]->layout;
+	double count = (double)layout->height * layout->width * per_group, a = 0.0, b = 0.0;
+	double rstd = (double)state[STATE_RSTD * norm->width + column_of(norm, first)];
+	double mean = (double)state[STATE_MEAN * norm->width + column_of(norm, first)];
+	for (uint32_t c = first; c < first + per_group; c++) {
+		uint32_t at = column_of(norm, c) - base;
+		double xhat_sum = centred_sum[at] * rstd;
+		a += (double)norm->weight[c] * sum[at];
+		b += (double)norm->weight[c] * xhat_sum;
+		call->sums[sums_at(norm, image, SUM_DOUT) + c] = (float)sum[at];
+		call->sums[sums_at(norm, image, SUM_DOUT_XHAT) + c] = (float)xhat_sum;
 	}
-	double rstd = (double)state[STATE_RSTD * norm->channels + first];
-	double mean = (double)state[STATE_MEAN * norm->channels + first];
-	for (uint32_t c = 0; c < per_group; c++) {
-		slope[c] = (float)(-rstd * rstd * b / count);
-		level[c] = (float)(-rstd * a / count + mean * rstd * rstd * b / count);
+	for (uint32_t c = first; c < first + per_group; c++) {
+		uint32_t at = column_of(norm, c) - base;
+		slope[at] = (float)(-rstd * rstd * b / count);
+		level[at] = (float)(-rstd * a / count + mean * rstd * rstd * b / count);
 	}
 }
 
-static struct backward_rows rows_of(const struct group_norm *norm,
-	const struct group_norm_backward *call, uint32_t image, const struct run *run)
+static struct back back_of(const struct group_norm *norm, const struct group_norm_backward *call,
+	uint32_t image, const struct run *run, uint32_t first)
 {
-	uint32_t width = norm->spans[run->span].width;
-	const float *state = call->state + state_at(norm, image, 0) + run->channel;
-	return (struct backward_rows){
-		.in_view = view_of(call->layout, width),
-		.out_view = view_of(call->out_layout, norm->width),
-		.src = call->sources[run->span] + layout_row(call->layout, image, 0) * width +
-			run->offset,
-		.mean = state + STATE_MEAN * norm->channels,
-		.rstd = state + STATE_RSTD * norm->channels,
-		.scale = state + STATE_SCALE * norm->channels,
-		.shift = state + STATE_SHIFT * norm->channels,
-		.dout = call->dout + layout_row(call->out_layout, image, 0) * norm->width +
-			run->column,
-		.silu = norm->silu,
+	uint32_t column = run->column + (first - run->first);
+	const float *state = call->state + state_at(norm, image) + column;
+	return (struct back){
+		.src = call->sources[run->span],
+		.dout = call->dout,
+		.dsource = call->dsources[run->span],
+		.residual = run->span == 0 ? call->residual : NULL,
+		.first = first,
+		.column = column,
+		.image = image,
+		.mean = state + STATE_MEAN * norm->width,
+		.scale = state + STATE_SCALE * norm->width,
+		.shift = state + STATE_SHIFT * norm->width,
+		.accumulate = call->accumulate[run->span],
 	};
 }
 
 static void part_backward(const struct group_norm *norm, const struct group_norm_backward *call,
-	uint32_t image, uint32_t first, uint32_t end)
+	uint32_t part, uint32_t image)
 {
-	uint32_t per_group = norm->channels / norm->groups, channel = first * per_group;
-	double sum[GROUP_CHANNELS_MAX] = {0}, xhat_sum[GROUP_CHANNELS_MAX] = {0};
-	float slope[GROUP_CHANNELS_MAX], level[GROUP_CHANNELS_MAX];
+	double sum[COLUMNS_MAX], centred_sum[COLUMNS_MAX];
+	float slope[COLUMNS_MAX], level[COLUMNS_MAX];
 	struct run runs[SPANS_MAX];
-	uint32_t run_count = runs_of(norm, channel, end * per_group, runs);
-	for (uint32_t i = 0; i < run_count; i++) {
-		struct backward_rows rows = rows_of(norm, call, image, &runs[i]);
-		uint32_t at = runs[i].channel - channel;
-		for (uint32_t c = 0; c < runs[i].count; c += PART_CHANNELS) {
-			uint32_t left = runs[i].count - c;
-			backward_sums(&rows, c, left < PART_CHANNELS ? left : PART_CHANNELS,
-				sum + at + c, xhat_sum + at + c);
+	uint32_t count = runs_of(norm, part, runs), base = runs[0].column;
+	for (uint32_t i = 0; i < count; i++)
+		for (uint32_t c = runs[i].first; c < runs[i].end; c += STRIP) {
+			struct back back = back_of(norm, call, image, &runs[i], c);
+			unsigned vectors = vectors_of(&runs[i], c);
+			uint32_t at = back.column - base;
+			for (uint32_t j = at; j < at + vectors * LANES; j++) {
+				sum[j] = centred_sum[j] = 0.0;
+				slope[j] = level[j] = 0.0f;
+			}
+			back_sums_of(&back, vectors, norm->silu, sum + at, centred_sum + at);
 		}
-	}
-	for (uint32_t c = 0; c < (end - first) * per_group; c++) {
-		call->sums[sums_at(norm, image, SUM_DOUT) + channel + c] = (float)sum[c];
-		call->sums[sums_at(norm, image, SUM_DOUT_XHAT) + channel + c] = (float)xhat_sum[c];
-	}
-	double pixels = (double)call->layout->height * call->layout->width;
-	const float *state = call->state + state_at(norm, image, 0);
-	for (uint32_t group = first; group < end; group++) {
-		uint32_t at = (group - first) * per_group;
-		group_terms(norm, pixels, group * per_group, state, sum + at, xhat_sum + at,
-			slope + at, level + at);
-	}
-	for (uint32_t i = 0; i < run_count; i++) {
-		struct backward_rows rows = rows_of(norm, call, image, &runs[i]);
-		uint32_t at = runs[i].channel - channel, span = runs[i].span;
-		size_t begin = layout_row(call->layout, image, 0) * norm->spans[span].width +
-			runs[i].offset;
-		backward_apply(&rows, slope + at, level + at, runs[i].count,
-			call->dsources[span] + begin,
-			call->residual && span == 0 ? call->residual + begin : NULL,
-			call->accumulate[span]);
-	}
+	for (uint32_t group = norm->part_groups[part]; group < norm->part_groups[part + 1]; group++)
+		group_terms(norm, call, image, group, sum, centred_sum, base, slope, level);
+	for (uint32_t i = 0; i < count; i++)
+		for (uint32_t c = runs[i].first; c < runs[i].end; c += STRIP) {
+			struct back back = back_of(norm, call, image, &runs[i], c);
+			back.slope = slope + back.column - base;
+			back.level = level + back.column - base;
+			back_apply_of(&back, vectors_of(&runs[i], c));
+		}
 }
 
 /* dweight and dbias: the images' sums, in order. */
@@ -454,20 +568,12 @@ static void parameter_gradients(
 
 void group_norm_backward(const struct group_norm *norm, const struct group_norm_backward *call)
 {
-	uint32_t parts = part_count(norm), per_part = groups_per_part(norm);
 #pragma omp parallel for collapse(2) schedule(dynamic)
 	for (uint32_t image = 0; image < call->n; image++)
-		for (uint32_t part = 0; part < parts; part++) {
-			uint32_t first = part * per_part, end = first + per_part;
-			part_backward(
-				norm, call, image, first, end < norm->groups ? end : norm->groups);
-		}
-	for (uint32_t i = 0; i < norm->span_count; i++) {
-		if (call->accumulate[i])
-			continue;
-		for (uint32_t image = 0; image < call->n; image++)
-			zero_unwritten(call->layout, image, call->dsources[i], &norm->spans[i], 1);
-		layout_zero_edges(call->layout, call->n, call->dsources[i], norm->spans[i].width);
-	}
+		for (uint32_t part = 0; part < norm->part_count; part++)
+			part_backward(norm, call, part, image);
+	for (uint32_t i = 0; i < norm->span_count; i++)
+		if (!call->accumulate[i])
+			tensor_zero_edges(call->dsources[i], call->n);
 	parameter_gradients(norm, call);
 }

@@ -3,14 +3,16 @@
  * with the biased variance over (C/G) H W values of an image and group.
  *
  * Sums are taken per (image, channel) row by row in fp32 about the channel's first value, then in
- * double; the norm is applied as one scale and shift per (image, channel). silu(norm(x)) is not
+ * double; the norm is applied as one scale and shift per (image, column). silu(norm(x)) is not
  * kept for backward but computed again from the state. */
 #pragma once
 
-#include "daemon/ops/layout.h"
+#include "daemon/ops/tensor.h"
 
-/* Of one group. */
-#define GROUP_CHANNELS_MAX 8192
+/* Of one source. */
+#define CHANNELS_MAX 8192
+/* Tasks that an image is cut into at most. */
+#define NORM_PARTS_MAX 16
 
 struct group_norm {
 	uint32_t groups, channels, width; /* width: of all spans */
@@ -18,7 +20,9 @@ struct group_norm {
 	struct channel_span spans[SPANS_MAX];
 	float eps;
 	bool silu;
-	const float *weight, *bias; /* [channels], bound by the owner */
+	uint32_t part_count;
+	uint32_t part_groups[NORM_PARTS_MAX + 1]; /* part i: groups [i], to [i + 1] */
+	const float *weight, *bias;               /* [channels], bound by the owner */
 };
 
 void group_norm_init(struct group_norm *norm, const struct channel_span *spans, uint32_t span_count,
@@ -27,28 +31,26 @@ void group_norm_init(struct group_norm *norm, const struct channel_span *spans, 
 size_t group_norm_state_elems(const struct group_norm *norm, uint32_t batch);
 size_t group_norm_sums_elems(const struct group_norm *norm, uint32_t batch);
 
-/* sources[i]: position 0 of span i, in layout. out: position 0, norm->width wide, in out_layout
- * (the same, or the dense one of equal size). */
-void group_norm_forward(const struct group_norm *norm, const struct layout *layout, uint32_t n,
-	const float *const *sources, float *state, const struct layout *out_layout, float *out);
+/* sources[i]: span i. out: norm->width wide, in the sources' layout or the dense one of equal size.
+ */
+void group_norm_forward(const struct group_norm *norm, uint32_t n,
+	const struct tensor *const *sources, float *state, const struct tensor *out);
 /* The same values again, from the state. */
-void group_norm_apply(const struct group_norm *norm, const struct layout *layout, uint32_t n,
-	const float *const *sources, const float *state, const struct layout *out_layout,
-	float *out);
+void group_norm_apply(const struct group_norm *norm, uint32_t n,
+	const struct tensor *const *sources, const float *state, const struct tensor *out);
 
 struct group_norm_backward {
-	const struct layout *layout, *out_layout;
 	uint32_t n;
-	const float *const *sources;
+	const struct tensor *const *sources;
 	const float *state;
 	float *sums;
-	float *dout;                /* gradient of out; overwritten */
-	float *dsources[SPANS_MAX]; /* in layout; may be dout when shapes agree and not accumulate
-				     */
+	const struct tensor *dout;                /* gradient of out; overwritten */
+	const struct tensor *dsources[SPANS_MAX]; /* may be dout when shapes agree and not
+						     accumulate */
 	bool accumulate[SPANS_MAX];
-	const float
-		*residual; /* added to dsources[0]: the gradient of an identity beside; or NULL */
-	float *dweight, *dbias; /* [channels] */
+	const struct tensor *residual; /* added to dsources[0]: the gradient of an identity beside;
+					  or NULL */
+	float *dweight, *dbias;        /* [channels] */
 	bool accumulate_params;
 };
 void group_norm_backward(const struct group_norm *norm, const struct group_norm_backward *call);

@@ -1,38 +1,40 @@
 /* Sums of gradients in a fixed order: the outputs are split among threads, never the sums. */
 #include "daemon/ops/sums.h"
 
-#define CHANNEL_BLOCK 64
+#include "daemon/ops/lanes.h"
 
-static void block_sums(
-	const struct layout *layout, const float *data, uint32_t width, uint32_t count, float *sums)
+LANES_INLINE void strip_sums(const struct tensor *data, uint32_t first, uint32_t image,
+	unsigned vectors, enum elem elem, double *total)
 {
-	double total[CHANNEL_BLOCK] = {0};
+	const struct layout *layout = data->layout;
+	size_t step = tensor_step(data), half = LANES * elem_bytes(elem);
 	for (uint32_t y = 0; y < layout->height; y++) {
-		float row[CHANNEL_BLOCK] = {0};
-		for (uint32_t x = 0; x < layout->width; x++) {
-			const float *in = data + (layout_row(layout, 0, y) + x) * width;
-#pragma omp simd
-			for (uint32_t c = 0; c < count; c++)
-				row[c] += in[c];
-		}
-		for (uint32_t c = 0; c < count; c++)
-			total[c] += (double)row[c];
+		lanes row[2] = {lanes_of(0.0f), lanes_of(0.0f)};
+		const uint8_t *in = tensor_at(data, first, (ptrdiff_t)layout_row(layout, image, y));
+		for (uint32_t x = 0; x < layout->width; x++, in += step)
+			for (unsigned v = 0; v < vectors; v++)
+				row[v] = lanes_add(row[v], lanes_load(in + v * half, elem));
+		for (unsigned v = 0; v < vectors; v++)
+			lanes_add_to(total + v * LANES, row[v]);
 	}
-	for (uint32_t c = 0; c < count; c++)
-		sums[c] = (float)total[c];
 }
 
-void sums_per_image(const struct layout *layout, uint32_t n, const float *data, uint32_t channels,
-	uint32_t width, float *sums)
+void sums_per_image(uint32_t n, const struct tensor *data, float *sums)
 {
-	uint32_t blocks = (channels + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
+	uint32_t strips = (data->width + STRIP - 1) / STRIP;
 #pragma omp parallel for collapse(2) schedule(dynamic)
 	for (uint32_t image = 0; image < n; image++)
-		for (uint32_t block = 0; block < blocks; block++) {
-			uint32_t first = block * CHANNEL_BLOCK, left = channels - first;
-			block_sums(layout, data + layout_row(layout, image, 0) * width + first,
-				width, left < CHANNEL_BLOCK ? left : CHANNEL_BLOCK,
-				sums + (size_t)image * channels + first);
+		for (uint32_t strip = 0; strip < strips; strip++) {
+			double total[STRIP] = {0};
+			uint32_t first = strip * STRIP;
+			if (data->elem == ELEM_BF16)
+				strip_sums(data, first, image, 2, ELEM_BF16, total);
+			else if (data->width - first >= STRIP)
+				strip_sums(data, first, image, 2, ELEM_F32, total);
+			else
+				strip_sums(data, first, image, 1, ELEM_F32, total);
+			for (uint32_t c = first; c < first + STRIP && c < data->channels; c++)
+				sums[(size_t)image * data->channels + c] = (float)total[c - first];
 		}
 }
 

@@ -33,6 +33,15 @@ int train_new(const struct train_setup *setup, struct train **ret, struct error 
 {
 	const struct train_params *params = &setup->params;
 	const struct unet_config *model = setup->model;
+	const struct unet_setup net = {
+		.config = model,
+		.table = setup->table,
+		.engine = setup->engine,
+		.batch = params->micro_batch,
+		.training = true,
+		.recompute = setup->recompute,
+		.moves = setup->moves,
+	};
 	struct arena plan;
 	struct train *train;
 	int r;
@@ -46,8 +55,7 @@ int train_new(const struct train_setup *setup, struct train **ret, struct error 
 	train->image_elems = (uint64_t)3 * model->sample_size * model->sample_size;
 	train->section_elems = setup->table->section_bytes / sizeof(float);
 
-	r = unet_new(
-		model, setup->table, params->micro_batch, true, setup->moves, &train->unet, err);
+	r = unet_new(&net, &train->unet, err);
 	if (r < 0)
 		goto fail;
 	arena_plan_init(&plan);

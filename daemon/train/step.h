@@ -40,10 +40,12 @@ enum train_part { TRAIN_LOAD, TRAIN_FORWARD, TRAIN_BACKWARD };
 struct train_setup {
 	const struct unet_config *model;
 	const struct tensor_table *table;
+	const struct engine *engine; /* must fit the model (model/choose.h) */
 	const struct schedule *schedule;
 	const struct data *data;
 	struct rng rng;
 	struct train_params params;
+	bool recompute;                                       /* as in unet_setup */
 	_Atomic uint64_t *moves;                              /* may be NULL */
 	void (*entered)(void *context, enum train_part part); /* may be NULL */
 	void *context;

@@ -2,9 +2,10 @@
  * diffusers: a batch of noise x, its timesteps, the predicted noise eps(x, t), and images drawn by
  * DDIM from the noise of a fixed seed, as one plain safetensors file.
  *
- *     dump_sample CHECKPOINT.safetensors OUT.safetensors [DDIM_STEPS] */
+ *     dump_sample CHECKPOINT.safetensors OUT.safetensors [DDIM_STEPS [ENGINE]] */
 #include "base/arena.h"
 #include "base/panic.h"
+#include "daemon/model/choose.h"
 #include "daemon/train/generate.h"
 #include "daemon/worker_plan.h"
 #include "store/checkpoint.h"
@@ -49,17 +50,22 @@ static int split_open(const char *path, struct dump *dump, struct error *err)
 	return dump->fd < 0 ? dump->fd : 0;
 }
 
-static int load_net(struct dump *dump, struct error *err)
+static int load_net(struct dump *dump, const char *engine, struct error *err)
 {
 	const struct tensor_spec *classes = tensor_table_find(
 		&dump->info.table, "class_embedding.weight");
+	struct unet_setup setup = {
+		.config = &dump->model.config, .table = &dump->model.table, .batch = COUNT};
 	struct arena weights;
+	char reason[128];
 	int r = model_init(
 		&dump->model, &dump->info.config, classes ? classes->shape[0] - 1 : 0, err);
 
 	if (r == 0)
-		r = unet_new(&dump->model.config, &dump->model.table, COUNT, false, NULL,
-			&dump->unet, err);
+		r = unet_choose_engine(
+			&dump->model.config, engine, &setup.engine, reason, sizeof(reason), err);
+	if (r == 0)
+		r = unet_new(&setup, &dump->unet, err);
 	if (r == 0)
 		r = arena_init(&weights, dump->model.table.section_bytes);
 	if (r < 0)
@@ -159,14 +165,14 @@ int main(int argc, char **argv)
 
 	if (argc < 3 || strchr(argv[2], '/') != NULL) {
 		fprintf(stderr,
-			"usage: dump_sample CHECKPOINT.safetensors OUT [DDIM_STEPS]\n"
-			"OUT is a name in the current folder\n");
+			"usage: dump_sample CHECKPOINT.safetensors OUT [DDIM_STEPS [ENGINE]]\n"
+			"OUT is a name in the current folder; ENGINE is openblas unless given\n");
 		return 2;
 	}
 	rng_init(&dump.rng, SEED);
 	int r = split_open(argv[1], &dump, &err);
 	if (r == 0)
-		r = load_net(&dump, &err);
+		r = load_net(&dump, argc > 4 ? argv[4] : "openblas", &err);
 	if (r == 0)
 		r = plan_schedule(&dump.info.config, &dump.schedule, &err);
 	if (r == 0) {

@@ -121,6 +121,35 @@ static void p6_a_stopped_trainer_is_found_and_replaced(void **unused)
 	rig_close(&rig);
 }
 
+static bool is_on_openblas(const json_t *status, int64_t value)
+{
+	const json_t *engine = json_object_get(status, "engine");
+
+	return strcmp(json_get_text(engine, "name", ""), "openblas") == 0 &&
+		strcmp(json_get_text(engine, "reason", ""), "as configured") == 0;
+}
+
+static void p11_the_status_names_the_engine_also_after_a_reload(void **unused)
+{
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a trainer at work", is_training, 0);
+	{
+		AUTO_JSON status = rig_status(&rig);
+		const json_t *engine = json_object_get(status, "engine");
+
+		assert_int_equal(strncmp(json_get_text(engine, "reason", ""), "auto: ", 6), 0);
+	}
+	rig_set(&rig, "engine", "openblas");
+	json_decref(rig_call(&rig, "Reload", NULL, NULL));
+	rig_wait(&rig, "the engine to change", is_on_openblas, 0);
+	assert_true(rig_event(&rig, "intervention", "engine: auto -> openblas", 0, (char[256]){0}));
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
 /* Every trainer dies at step 30, whatever it starts from. */
 static void p5_a_restart_loop_climbs_slows_down_and_never_ends(void **unused)
 {
@@ -138,7 +167,12 @@ static void p5_a_restart_loop_climbs_slows_down_and_never_ends(void **unused)
 	{
 		AUTO_JSON status = rig_status(&rig);
 
-		assert_true(json_get_int(status, "rung", 0) >= 2);
+		const json_t *engine = json_object_get(status, "engine");
+
+		assert_true(json_get_int(status, "rung", 0) >= 4);
+		assert_string_equal(json_get_text(engine, "name", ""), "openblas");
+		assert_int_equal(json_get_int(engine, "threads", 0), 1);
+		assert_non_null(strstr(json_get_text(engine, "reason", ""), "the safe engine"));
 		assert_string_equal(json_get_text(status, "wanted", ""), "run");
 		assert_true(json_get_int(json_object_get(status, "last_death"), "step", -1) <= 30);
 	}
@@ -180,6 +214,7 @@ int main(void)
 		cmocka_unit_test(p6_a_stopped_trainer_is_found_and_replaced),
 		cmocka_unit_test(p5_a_restart_loop_climbs_slows_down_and_never_ends),
 		cmocka_unit_test(p11_the_last_numbers_are_kept_and_shown),
+		cmocka_unit_test(p11_the_status_names_the_engine_also_after_a_reload),
 	};
 
 	return cmocka_run_group_tests_name("deaths", tests, NULL, NULL);

@@ -150,6 +150,10 @@ static void p9_what_a_person_gets_wrong_is_one_line_and_exit_78(void **unused)
 	rig_open(&rig, "groups=5");
 	expect_refusal(&rig, "groups", "5");
 	rig_close(&rig);
+
+	rig_open(&rig, "engine=amx"); /* the net is too narrow for it, everywhere */
+	expect_refusal(&rig, "engine = amx cannot run here", "set engine = auto");
+	rig_close(&rig);
 }
 
 static void p9_ckptctl_without_a_daemon_says_so_and_exits_3(void **unused)

@@ -454,6 +454,7 @@ static void p9_bad_configuration_data_and_identity_get_one_line_and_exit_78(void
 		{"data", "folder:/nonexistent/images", "/nonexistent/images", false},
 		{"seed", "2", "seed", true},
 		{"channels", "16,32", "channels", true},
+		{"engine", "amx", "engine = amx cannot run here", false},
 	};
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

@@ -80,6 +80,7 @@ static void test_p9_errors_name_place_and_fix(void **unused)
 	assert_refused("[train]\nlr_schedule = step\n", "give one of constant|cosine");
 	assert_refused("[train]\nlr_schedule = cos\n", "give one of constant|cosine");
 	assert_refused("[train]\nlr_schedule = constant|cosine\n", "give one of");
+	assert_refused("[train]\nengine = avx2\n", "give one of auto|openblas|avx512|amx");
 	assert_refused("[data]\nflips = maybe\n", "give true or false");
 	assert_refused("[train]\nlearning_rate = 2\n", "learning_rate = 2: give 0 to 1");
 	/* The first line is right, the second not: see that neither is taken (assert_refused). */
@@ -280,7 +281,9 @@ static void test_differences_by_class(void **unused)
 	b.seed = 2;
 	b.image_size = 64;
 	b.batch_size = 8;
+	strcpy(b.engine, "openblas");
 	b.threads = 5;
+	strcpy(b.recompute, "blocks");
 	const struct config_key *key = config_next_difference(&a, &b, CONFIG_IDENTITY, NULL);
 	assert_string_equal(key->key, "image_size");
 	key = config_next_difference(&a, &b, CONFIG_IDENTITY, key);
@@ -288,8 +291,12 @@ static void test_differences_by_class(void **unused)
 	assert_null(config_next_difference(&a, &b, CONFIG_IDENTITY, key));
 	key = config_next_difference(&a, &b, CONFIG_SCHEDULE, NULL);
 	assert_string_equal(key->key, "batch_size");
+	key = config_next_difference(&a, &b, CONFIG_SCHEDULE, key);
+	assert_string_equal(key->key, "engine");
 	key = config_next_difference(&a, &b, CONFIG_FREE, NULL);
 	assert_string_equal(key->key, "threads");
+	key = config_next_difference(&a, &b, CONFIG_FREE, key);
+	assert_string_equal(key->key, "recompute");
 }
 
 /* The table itself: each key once, limits that hold their default, a text for people. */

@@ -1,4 +1,5 @@
-/* The time-embedding path: the embedding's golden values, linear and SiLU with their gradients. */
+/* The time-embedding path: the embedding's golden values, linear and SiLU with their gradients; the
+ * engines' products of matrices and names. */
 #include "tests/unit/ops_check.h"
 
 #include "daemon/ops/embed.h"
@@ -45,19 +46,27 @@ static double loss(void *context)
 	return check_dot(bench->y, bench->direction, 15);
 }
 
+static void check_differences(
+	const char *what, double *values, size_t count, const float *gradient, struct bench *bench)
+{
+	double *wide = check_widened(gradient, count);
+	check_gradient(what, values, count, 1, wide, loss, bench, 1e-5);
+	free(wide);
+}
+
 static void test_linear(void **state)
 {
+	const struct engine *engine = check_engine(state);
 	struct bench bench;
 	float x[21], weight[35], bias[5], y[3 * 8], dy[3 * 8] = {0}, direction[15];
 	float dweight[35], dbias[5], dx[21];
-	check_fill(1, bench.x, x, 21);
-	check_fill(2, bench.weight, weight, 35);
-	check_fill(3, bench.bias, bias, 5);
-	check_fill(4, bench.direction, direction, 15);
+	check_fill(1, ELEM_F32, bench.x, x, 21);
+	check_fill(2, ELEM_F32, bench.weight, weight, 35);
+	check_fill(3, ELEM_F32, bench.bias, bias, 5);
+	check_fill(4, ELEM_F32, bench.direction, direction, 15);
 	for (int i = 0; i < 15; i++)
 		dy[i / 5 * 8 + i % 5] = direction[i];
 	struct linear linear = {7, 5, weight, bias};
-	const struct engine *engine = engine_openblas();
 	loss(&bench);
 	linear_forward(engine, &linear, 3, x, y, 8);
 	for (size_t i = 0; i < 15; i++)
@@ -65,9 +74,9 @@ static void test_linear(void **state)
 	linear_weights_gradient(engine, &linear, 3, x, dy, 8, dweight, dbias, false);
 	linear_data_gradient(engine, &linear, 3, dy, 8, 0, 4, dx, false);
 	linear_data_gradient(engine, &linear, 3, dy, 8, 4, 3, dx, false);
-	check_gradient("dw", bench.weight, 35, 1, dweight, loss, &bench, 1e-5);
-	check_gradient("db", bench.bias, 5, 1, dbias, loss, &bench, 1e-5);
-	check_gradient("dx", bench.x, 21, 1, dx, loss, &bench, 1e-5);
+	check_differences("dw", bench.weight, 35, dweight, &bench);
+	check_differences("db", bench.bias, 5, dbias, &bench);
+	check_differences("dx", bench.x, 21, dx, &bench);
 	float before = dweight[3], bias_before = dbias[3], dx_before = dx[3];
 	linear_weights_gradient(engine, &linear, 3, x, dy, 8, dweight, dbias, true);
 	linear_data_gradient(engine, &linear, 3, dy, 8, 0, 7, dx, true);
@@ -88,7 +97,7 @@ static void test_silu(void **state)
 {
 	double values[100];
 	float x[100], y[50], dx[50];
-	check_fill(1, values, x, 100);
+	check_fill(1, ELEM_F32, values, x, 100);
 	values[0] = -90.0;
 	x[0] = -90.0f;
 	values[1] = 90.0;
@@ -97,45 +106,125 @@ static void test_silu(void **state)
 	for (size_t i = 0; i < 50; i++)
 		assert_near("y", i, (double)y[i], naive_silu(values[i]), 5e-7);
 	silu_backward(50, x, x + 50, dx);
-	check_gradient("dx", values, 50, 1, dx, silu_loss, values, 1e-6);
+	double *gradient = check_widened(dx, 50);
+	check_gradient("dx", values, 50, 1, gradient, silu_loss, values, 1e-6);
+	free(gradient);
+}
+
+struct shape {
+	uint32_t m, n, k;
+};
+
+/* a [rows][ld], ld wider than the columns; op(a) at (i, j). */
+static double element(const float *a, uint32_t ld, bool transpose, uint32_t i, uint32_t j)
+{
+	return (double)(transpose ? a[(size_t)j * ld + i] : a[(size_t)i * ld + j]);
+}
+
+static void check_product(
+	const struct engine *engine, struct shape s, bool transpose_a, bool transpose_b, float beta)
+{
+	uint32_t lda = (transpose_a ? s.m : s.k) + 3, ldb = (transpose_b ? s.k : s.n) + 5;
+	uint32_t ldc = s.n + 2;
+	size_t a_elems = (size_t)(transpose_a ? s.k : s.m) * lda;
+	size_t b_elems = (size_t)(transpose_b ? s.n : s.k) * ldb, c_elems = (size_t)s.m * ldc;
+	float *a = check_floats(a_elems), *b = check_floats(b_elems), *c = check_floats(c_elems);
+	float *before = check_floats(c_elems);
+	check_fill(1, ELEM_F32, NULL, a, a_elems);
+	check_fill(2, ELEM_F32, NULL, b, b_elems);
+	if (beta != 0.0f) /* else NaN, which is not read */
+		check_fill(3, ELEM_F32, NULL, c, c_elems);
+	memcpy(before, c, c_elems * sizeof(float));
+	engine->matmul(&(struct matmul){
+		transpose_a, transpose_b, s.m, s.n, s.k, 0.5f, beta, a, b, c, lda, ldb, ldc});
+	for (uint32_t i = 0; i < s.m; i++)
+		for (uint32_t j = 0; j < ldc; j++) {
+			size_t at = (size_t)i * ldc + j;
+			double sum = 0.0;
+			if (j >= s.n) {
+				assert_memory_equal(&c[at], &before[at], sizeof(float));
+				continue;
+			}
+			for (uint32_t p = 0; p < s.k; p++)
+				sum += element(a, lda, transpose_a, i, p) *
+					element(b, ldb, transpose_b, p, j);
+			sum *= 0.5;
+			if (beta != 0.0f)
+				sum += (double)beta * (double)before[at];
+			assert_near("c", at, (double)c[at], sum, fmax(1e-6, 0x1p-24 * s.k));
+		}
+	free(a);
+	free(b);
+	free(c);
+	free(before);
+}
+
+/* Both operands either way, odd sizes, results beside which something else lies. */
+static void test_matmul(void **state)
+{
+	static const struct shape shapes[] = {{1, 1, 1}, {3, 5, 7}, {7, 70, 33}, {13, 64, 16},
+		{6, 129, 20}, {40, 17, 300}, {2, 96, 513}};
+	const struct engine *engine = check_engine(state);
+	for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
+		for (int way = 0; way < 4; way++) {
+			check_product(engine, shapes[i], way & 1, way & 2, 0.0f);
+			check_product(engine, shapes[i], way & 1, way & 2, 1.0f);
+		}
 }
 
 struct product {
+	const struct engine *engine;
 	struct matmul call;
-	float *c;
 };
 
-static void run_product(void *context)
+static uint64_t run_product(void *context)
 {
-	engine_openblas()->matmul(&((struct product *)context)->call);
+	struct product *product = context;
+	product->engine->matmul(&product->call);
+	return check_bits(
+		0, product->call.c, (size_t)product->call.m * product->call.ldc * sizeof(float));
 }
 
 /* Outside of a parallel region too, the library must not take threads of its own: it would change
  * the order of long sums. */
-static void test_p2_one_blas_thread(void **state)
+static void test_p2_matmul(void **state)
 {
 	const uint32_t side = 96, k = 17424;
+	const struct engine *engine = check_engine(state);
 	float *a = check_floats(side * k), *b = check_floats(side * k),
 	      *c = check_floats(side * side);
-	check_fill(1, NULL, a, side * k);
-	check_fill(2, NULL, b, side * k);
-	struct product product = {{.m = side,
-					  .n = side,
-					  .k = k,
-					  .alpha = 1.0f,
-					  .a = a,
-					  .b = b,
-					  .c = c,
-					  .lda = k,
-					  .ldb = side,
-					  .ldc = side},
-		c};
-	check_threads("matmul", run_product, &product, c, side * side);
-	assert_int_equal(strncmp(ops_engine_library(), "OpenBLAS ", 9), 0);
-	assert_string_equal(ops_engine_name(), "openblas");
+	check_fill(1, ELEM_F32, NULL, a, side * k);
+	check_fill(2, ELEM_F32, NULL, b, side * k);
+	struct product product = {
+		.engine = engine,
+		.call = {.m = side,
+			.n = side,
+			.k = k,
+			.alpha = 1.0f,
+			.a = a,
+			.b = b,
+			.c = c,
+			.lda = k,
+			.ldb = side,
+			.ldc = side},
+	};
+	check_threads("matmul", run_product, &product);
 	free(a);
 	free(b);
 	free(c);
+}
+
+static void test_names(void **state)
+{
+	const struct engine *engine = check_engine(state);
+	const char *reason = NULL;
+	assert_string_equal(engine->name, *state);
+	assert_ptr_equal(engine_named(engine->name, &reason), engine);
+	assert_true(strlen(engine->library()) > 0);
+	if (engine == engine_openblas())
+		assert_int_equal(strncmp(engine->library(), "OpenBLAS ", 9), 0);
+	assert_null(engine_named("cuda", &reason));
+	assert_true(strlen(reason) > 0);
 }
 
 int main(void)
@@ -143,9 +232,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_golden_embedding),
 		cmocka_unit_test(test_embedding_definition),
-		cmocka_unit_test(test_linear),
 		cmocka_unit_test(test_silu),
-		cmocka_unit_test(test_p2_one_blas_thread),
+		ON_EACH_ENGINE(test_linear),
+		ON_EACH_ENGINE(test_matmul),
+		ON_EACH_ENGINE(test_p2_matmul),
+		ON_EACH_ENGINE(test_names),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,15 +20,28 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/engines.h"
+
 #define STEPS 10
 #define BATCH 2
 #define ELEMS (3 * 8 * 8) /* of an image */
 #define PICKED 8
 #define LEARNING_RATE 1e-3
 
+/* How far from the reference: losses and gradient norms as shares of themselves; elements, norm and
+ * sum of a tensor as shares of what ten steps can move (norm and sum by the root of its size). */
+struct tolerance {
+	double loss, grad_norm, element, norm, sum;
+};
+
+static const struct tolerance fp32 = {2e-5, 1e-4, 0.05, 2e-4, 2e-3};
+/* Twice what was measured. */
+static const struct tolerance bf16 = {2e-3, 4e-2, 0.5, 3e-2, 0.2};
+
 struct trainer {
 	struct tensor_table table;
 	struct unet *unet;
+	const struct tolerance *tolerance;
 	uint64_t section_elems;
 	float *section[SECTION_COUNT], *grads;
 	uint64_t *sums;
@@ -44,14 +57,21 @@ static float *floats_new(uint64_t count)
 	return values;
 }
 
-static void trainer_init(struct trainer *trainer)
+static void trainer_init(struct trainer *trainer, const struct engine *engine)
 {
 	struct unet_config config = golden_config_a();
+	struct unet_setup setup = {
+		.config = &config,
+		.table = &trainer->table,
+		.engine = engine,
+		.batch = BATCH,
+		.training = true,
+	};
 	struct error err = {0};
 
-	*trainer = (struct trainer){0};
+	*trainer = (struct trainer){.tolerance = engine->form.elem == ELEM_BF16 ? &bf16 : &fp32};
 	if (unet_tensor_table(&config, &trainer->table, &err) < 0 ||
-		unet_new(&config, &trainer->table, BATCH, true, NULL, &trainer->unet, &err) < 0)
+		unet_new(&setup, &trainer->unet, &err) < 0)
 		fail_msg("%s", err.text);
 	trainer->section_elems = trainer->table.section_bytes / sizeof(float);
 	for (unsigned s = 0; s < SECTION_COUNT; s++)
@@ -130,6 +150,7 @@ static void shape_text(const struct tensor_spec *spec, char text[64])
 
 static void check_tensor(const struct trainer *trainer, const struct reference *reference)
 {
+	const struct tolerance *tolerance = trainer->tolerance;
 	bool ema = strcmp(reference->section, "ema") == 0;
 	const float *section = trainer->section[ema ? SECTION_EMA : SECTION_WEIGHTS];
 	const struct tensor_spec *spec = tensor_table_find(&trainer->table, reference->name);
@@ -149,7 +170,7 @@ static void check_tensor(const struct trainer *trainer, const struct reference *
 	}
 	for (unsigned k = 0; k < PICKED; k++) {
 		double away = fabs(values[k * last / (PICKED - 1)] - reference->picked[k]);
-		if (!(away <= (noise ? bound : 0.05 * bound)))
+		if (!(away <= (noise ? bound : tolerance->element * bound)))
 			fail_msg("%s %s: element %llu is %g away", reference->section,
 				reference->name, (unsigned long long)(k * last / (PICKED - 1)),
 				away);
@@ -157,10 +178,10 @@ static void check_tensor(const struct trainer *trainer, const struct reference *
 	if (noise)
 		return;
 	double root = sqrt((double)spec->elem_count);
-	if (!(fabs(sqrt(square) - reference->norm) <= 2e-4 * root * bound))
+	if (!(fabs(sqrt(square) - reference->norm) <= tolerance->norm * root * bound))
 		fail_msg("%s %s: norm %.9g, not %.9g", reference->section, reference->name,
 			sqrt(square), reference->norm);
-	if (!(fabs(sum - reference->sum) <= 2e-3 * root * bound))
+	if (!(fabs(sum - reference->sum) <= tolerance->sum * root * bound))
 		fail_msg("%s %s: sum %.9g, not %.9g", reference->section, reference->name, sum,
 			reference->sum);
 }
@@ -174,8 +195,9 @@ static bool parse_tensor(const char *line, struct reference *r)
 		       &p[5], &p[6], &p[7]) == 13;
 }
 
-static void test_ten_steps_are_diffusers(void **unused)
+static void test_ten_steps_are_diffusers(void **state)
 {
+	const struct engine *engine = check_engine(state);
 	struct trainer trainer;
 	struct reference reference;
 	char line[1024];
@@ -183,7 +205,7 @@ static void test_ten_steps_are_diffusers(void **unused)
 	double loss, norm;
 
 	omp_set_num_threads(1); /* too small to share */
-	trainer_init(&trainer);
+	trainer_init(&trainer, engine);
 	for (unsigned s = 0; s < STEPS; s++)
 		train_step(&trainer, s);
 
@@ -193,8 +215,9 @@ static void test_ten_steps_are_diffusers(void **unused)
 			continue;
 		if (sscanf(line, "step %u %lf %lf", &step, &loss, &norm) == 3) {
 			assert_in_range(step, 0, STEPS - 1);
-			if (!(fabs(trainer.losses[step] / loss - 1) < 2e-5) ||
-				!(fabs(trainer.norms[step] / norm - 1) < 1e-4))
+			if (!(fabs(trainer.losses[step] / loss - 1) < trainer.tolerance->loss) ||
+				!(fabs(trainer.norms[step] / norm - 1) <
+					trainer.tolerance->grad_norm))
 				fail_msg("step %u: loss %.9g, not %.9g; norm %.9g, not %.9g", step,
 					trainer.losses[step], loss, trainer.norms[step], norm);
 			steps_seen++;
@@ -214,7 +237,7 @@ static void test_ten_steps_are_diffusers(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_ten_steps_are_diffusers),
+		ON_EACH_ENGINE(test_ten_steps_are_diffusers),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* The training step, drawing and the held-out loss, without processes: what P2 rests on. */
+/* The training step, drawing and the held-out loss, without processes, on every engine: what P2
+ * rests on. */
 #include "base/digest.h"
 #include "base/sys.h"
 #include "daemon/train/generate.h"
@@ -15,6 +16,8 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/engines.h"
+
 #define SEED 7
 
 static const struct unet_config tiny = {
@@ -22,7 +25,7 @@ static const struct unet_config tiny = {
 	.in_channels = 3,
 	.out_channels = 3,
 	.level_count = 2,
-	.channels = {16, 32},
+	.channels = {32, 32},
 	.down_attention = {false, true},
 	.up_attention = {true, false},
 	.layers_per_block = 1,
@@ -35,6 +38,7 @@ static const struct unet_config tiny = {
 };
 
 struct bench {
+	const struct engine *engine;
 	struct unet_config model;
 	struct tensor_table table;
 	struct schedule schedule;
@@ -62,7 +66,7 @@ static struct train_params default_params(void)
 	};
 }
 
-static void bench_open(struct bench *bench)
+static void bench_open(struct bench *bench, const struct engine *engine)
 {
 	struct data_config data = {
 		.source = "cars",
@@ -75,6 +79,7 @@ static void bench_open(struct bench *bench)
 	struct error err = {{0}};
 
 	memset(bench, 0, sizeof(*bench));
+	bench->engine = engine;
 	bench->model = tiny;
 	rng_init(&bench->rng, SEED);
 	if (unet_tensor_table(&bench->model, &bench->table, &err) < 0 ||
@@ -94,15 +99,18 @@ static void bench_close(struct bench *bench)
 	tensor_table_fini(&bench->table);
 }
 
-static struct train *bench_train(struct bench *bench, const struct train_params *params)
+static struct train *train_of(
+	struct bench *bench, const struct train_params *params, bool recompute)
 {
 	struct train_setup setup = {
 		.model = &bench->model,
 		.table = &bench->table,
+		.engine = bench->engine,
 		.schedule = &bench->schedule,
 		.data = &bench->data,
 		.rng = bench->rng,
 		.params = *params,
+		.recompute = recompute,
 	};
 	struct train *train = NULL;
 	struct error err;
@@ -113,28 +121,34 @@ static struct train *bench_train(struct bench *bench, const struct train_params 
 	return train;
 }
 
+static struct train *bench_train(struct bench *bench, const struct train_params *params)
+{
+	return train_of(bench, params, false);
+}
+
 static struct digest gradient_digest(const struct train *train)
 {
 	return digest_of(train->grads, train->section_elems * sizeof(float));
 }
 
-static void p2_gradient_bits_do_not_depend_on_the_number_of_threads(void **unused)
+static void p2_gradient_bits_do_not_depend_on_the_number_of_threads(void **state)
 {
 	struct train_params params = default_params();
 	struct digest first, other;
 	struct bench bench;
 
-	bench_open(&bench);
-	for (int threads = 1; threads <= 5; threads += 2) {
+	bench_open(&bench, check_engine(state));
+	for (int i = 0; i < 4; i++) {
+		static const int thread_counts[] = {1, 2, 3, 5};
 		struct train_result result;
 		struct train *train;
 
-		omp_set_num_threads(threads);
+		omp_set_num_threads(thread_counts[i]);
 		train = bench_train(&bench, &params);
 		train_gradient(train, 3, 12, &result);
 		assert_true(result.finite);
 		other = gradient_digest(train);
-		if (threads == 1)
+		if (i == 0)
 			first = other;
 		assert_true(digest_equal(&first, &other));
 		train_free(train);
@@ -143,7 +157,7 @@ static void p2_gradient_bits_do_not_depend_on_the_number_of_threads(void **unuse
 	bench_close(&bench);
 }
 
-static void p2_a_step_is_a_function_of_its_number_and_cursor_alone(void **unused)
+static void p2_a_step_is_a_function_of_its_number_and_cursor_alone(void **state)
 {
 	struct train_params params = default_params();
 	struct train_result result, again;
@@ -151,7 +165,7 @@ static void p2_a_step_is_a_function_of_its_number_and_cursor_alone(void **unused
 	struct bench bench;
 	struct train *train;
 
-	bench_open(&bench);
+	bench_open(&bench, check_engine(state));
 	train = bench_train(&bench, &params);
 	train_gradient(train, 5, 20, &result);
 	first = gradient_digest(train);
@@ -167,8 +181,28 @@ static void p2_a_step_is_a_function_of_its_number_and_cursor_alone(void **unused
 	bench_close(&bench);
 }
 
+static void p2_recomputed_activations_have_the_same_bits(void **state)
+{
+	struct train_params params = default_params();
+	struct digest digests[2];
+	struct bench bench;
+
+	bench_open(&bench, check_engine(state));
+	params.micro_batch = 2;
+	for (int recompute = 0; recompute < 2; recompute++) {
+		struct train *train = train_of(&bench, &params, recompute);
+		struct train_result result;
+
+		train_gradient(train, 3, 12, &result);
+		digests[recompute] = gradient_digest(train);
+		train_free(train);
+	}
+	assert_true(digest_equal(&digests[0], &digests[1]));
+	bench_close(&bench);
+}
+
 /* The gradient of the whole batch, whatever it was cut into. */
-static void micro_batches_change_only_the_rounding(void **unused)
+static void micro_batches_change_only_the_rounding(void **state)
 {
 	struct train_params params = default_params();
 	struct train_result whole, cut;
@@ -176,7 +210,7 @@ static void micro_batches_change_only_the_rounding(void **unused)
 	struct train *trains[2];
 	double difference = 0, norm = 0;
 
-	bench_open(&bench);
+	bench_open(&bench, check_engine(state));
 	trains[0] = bench_train(&bench, &params);
 	params.micro_batch = 1;
 	trains[1] = bench_train(&bench, &params);
@@ -261,14 +295,14 @@ static void scalars_are_those_of_torch_and_diffusers(void **unused)
 	assert_true(train_scalars(&params, 1, 4).clip_scale == 1);
 }
 
-static void a_nonfinite_gradient_is_noticed_at_its_step_only(void **unused)
+static void a_nonfinite_gradient_is_noticed_at_its_step_only(void **state)
 {
 	struct train_params params = default_params();
 	struct train_result result;
 	struct bench bench;
 	struct train *train;
 
-	bench_open(&bench);
+	bench_open(&bench, check_engine(state));
 	train = bench_train(&bench, &params);
 	assert_int_equal(sys_fault_plan("train.nonfinite@2:*:EIO"), 0);
 	train_gradient(train, 1, 4, &result);
@@ -283,7 +317,7 @@ static void a_nonfinite_gradient_is_noticed_at_its_step_only(void **unused)
 }
 
 /* Two slots of four sections, written in turn, as the worker does. */
-static void sixty_steps_learn_something(void **unused)
+static void sixty_steps_learn_something(void **state)
 {
 	struct train_params params = default_params();
 	struct bench bench;
@@ -293,7 +327,7 @@ static void sixty_steps_learn_something(void **unused)
 	uint64_t *sums[2];
 	double first = 0, last = 0;
 
-	bench_open(&bench);
+	bench_open(&bench, check_engine(state));
 	params.batch_size = params.micro_batch = 8;
 	train = bench_train(&bench, &params);
 	section_elems = train->section_elems;
@@ -335,10 +369,16 @@ static void sixty_steps_learn_something(void **unused)
 
 static struct unet *bench_unet(struct bench *bench, uint32_t batch)
 {
+	const struct unet_setup setup = {
+		.config = &bench->model,
+		.table = &bench->table,
+		.engine = bench->engine,
+		.batch = batch,
+	};
 	struct unet *unet = NULL;
 	struct error err;
 
-	if (unet_new(&bench->model, &bench->table, batch, false, NULL, &unet, &err) < 0)
+	if (unet_new(&setup, &unet, &err) < 0)
 		fail_msg("%s", err.text);
 	unet_load_weights(unet, bench->weights);
 	return unet;
@@ -395,12 +435,12 @@ static double distance(const float *a, const float *b, size_t count)
 	return sum / (double)count;
 }
 
-static void an_image_does_not_depend_on_what_is_drawn_beside_it(void **unused)
+static void an_image_does_not_depend_on_what_is_drawn_beside_it(void **state)
 {
 	static float alone[DRAWN * DRAWN_ELEMS], together[DRAWN * DRAWN_ELEMS];
 	struct bench bench;
 
-	bench_open(&bench);
+	bench_open(&bench, check_engine(state));
 	for (int kind = SAMPLER_DDIM; kind <= SAMPLER_DDPM; kind++) {
 		assert_true(draw(&bench, kind, 1, 1, 2, never, alone));
 		assert_true(draw(&bench, kind, 2, 1, 2, never, together));
@@ -416,7 +456,7 @@ static void guidance_and_labels_matter_and_the_null_class_is_not_guided(void **u
 	struct bench bench;
 	int32_t null_class = (int32_t)tiny.class_count - 1;
 
-	bench_open(&bench);
+	bench_open(&bench, engine_openblas());
 	assert_true(draw(&bench, SAMPLER_DDIM, 3, 1, 2, never, plain));
 	assert_true(draw(&bench, SAMPLER_DDIM, 3, 1, 1, never, other));
 	assert_true(distance(plain, other, DRAWN * DRAWN_ELEMS) > 1e-4);
@@ -452,13 +492,13 @@ static struct loss score(struct bench *bench, uint32_t batch)
 	return loss;
 }
 
-static void the_holdout_scores_the_same_triples_every_time(void **unused)
+static void the_holdout_scores_the_same_triples_every_time(void **state)
 {
 	struct bench bench;
 	struct loss first, again, other;
 	uint32_t count = 0;
 
-	bench_open(&bench);
+	bench_open(&bench, check_engine(state));
 	first = score(&bench, 4);
 	again = score(&bench, 4);
 	other = score(&bench, 3);
@@ -475,16 +515,17 @@ static void the_holdout_scores_the_same_triples_every_time(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(p2_gradient_bits_do_not_depend_on_the_number_of_threads),
-		cmocka_unit_test(p2_a_step_is_a_function_of_its_number_and_cursor_alone),
-		cmocka_unit_test(micro_batches_change_only_the_rounding),
+		ON_EACH_ENGINE(p2_gradient_bits_do_not_depend_on_the_number_of_threads),
+		ON_EACH_ENGINE(p2_a_step_is_a_function_of_its_number_and_cursor_alone),
+		ON_EACH_ENGINE(p2_recomputed_activations_have_the_same_bits),
+		ON_EACH_ENGINE(micro_batches_change_only_the_rounding),
 		cmocka_unit_test(every_epoch_shows_each_image_once_in_its_own_order),
 		cmocka_unit_test(scalars_are_those_of_torch_and_diffusers),
-		cmocka_unit_test(a_nonfinite_gradient_is_noticed_at_its_step_only),
-		cmocka_unit_test(sixty_steps_learn_something),
-		cmocka_unit_test(an_image_does_not_depend_on_what_is_drawn_beside_it),
+		ON_EACH_ENGINE(a_nonfinite_gradient_is_noticed_at_its_step_only),
+		ON_EACH_ENGINE(sixty_steps_learn_something),
+		ON_EACH_ENGINE(an_image_does_not_depend_on_what_is_drawn_beside_it),
 		cmocka_unit_test(guidance_and_labels_matter_and_the_null_class_is_not_guided),
-		cmocka_unit_test(the_holdout_scores_the_same_triples_every_time),
+		ON_EACH_ENGINE(the_holdout_scores_the_same_triples_every_time),
 	};
 
 	return cmocka_run_group_tests_name("train", tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* The interventions of a record: a restart must know from it alone what was in force (P2). */
-#include "daemon/worker_record.h"
+#include "daemon/worker_engine.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -161,8 +162,215 @@ static void a_branch_window_is_applied_at_its_step_also_on_later_branches(void *
 		assert_int_equal(record_apply_branch(&record, &line, tell, NULL), 0);
 		record.images_seen += 4;
 	}
-	assert_int_equal(applied, 3);
+	/* The engine there is for people: the record names what computes, and nothing else. */
+	assert_int_equal(applied, 2);
 	assert_int_equal(record.images_seen, 40 * 4 + 8 + 16);
+}
+
+/* -- engines -- */
+
+static const struct unet_config wide = {
+	.level_count = 2,
+	.channels = {32, 64},
+	.head_dim = 32,
+};
+static const struct unet_config narrow = {
+	.level_count = 2,
+	.channels = {16, 48},
+	.head_dim = 16,
+};
+
+static struct engine_choice choose(const struct unet_config *net, const char *forced,
+	const char *wanted, const struct state_record *record)
+{
+	struct engine_choice choice;
+	struct error err;
+
+	if (engine_choose(net, forced, wanted, record, &choice, &err) < 0)
+		fail_msg("%s", err.text);
+	return choice;
+}
+
+/* A start of a trainer with this configuration, at the record's step. */
+static struct engine_choice start(struct state_record *record, const struct unet_config *net,
+	const char *forced, struct config *config, const char *wanted)
+{
+	struct engine_choice choice = choose(net, forced, wanted, record);
+	struct config before = *config;
+
+	set(config, "engine", wanted);
+	record_changes(record, &before, config, tell, NULL);
+	record_set_engine(record, choice.engine->name, choice.by, tell, NULL);
+	return choice;
+}
+
+static void assert_entry(const struct state_record *record, uint32_t back, const char *value)
+{
+	const struct intervention *entry =
+		&record->interventions[record->intervention_count - 1 - back];
+
+	assert_int_equal(entry->kind, INTERVENTION_ENGINE);
+	assert_string_equal(entry->value, value);
+}
+
+static void p2_the_record_alone_says_which_engine_computed_from_which_step(void **unused)
+{
+	struct config config;
+	struct state_record record;
+	struct engine_entry entry;
+	struct engine_choice choice;
+	char value[48];
+
+	config_defaults(&config);
+	record = begun(&config);
+	assert_false(record_engine(&record, &entry));
+	choice = choose(&wide, "", "auto", NULL);
+	assert_true(record_set_engine(&record, choice.engine->name, choice.by, tell, NULL));
+	assert_int_equal(told_count, 0); /* a beginning is no change */
+	snprintf(value, sizeof(value), "%s (auto)", choice.engine->name);
+	assert_entry(&record, 0, value);
+	assert_true(record_engine(&record, &entry));
+	assert_int_equal(entry.step, 0);
+	assert_int_equal(entry.by, ENGINE_BY_AUTO);
+	assert_string_equal(entry.name, choice.engine->name);
+
+	record.step = 50; /* the same again enters nothing */
+	assert_false(record_set_engine(&record, choice.engine->name, choice.by, tell, NULL));
+	assert_true(record_set_engine(&record, "other", ENGINE_BY_CONFIG, tell, NULL));
+	assert_true(record_engine(&record, &entry));
+	assert_int_equal(entry.step, 50);
+	assert_string_equal(entry.name, "other");
+	assert_int_equal(told_count, 1);
+	assert_non_null(strstr(told[0], "other computes from step 50"));
+}
+
+/* A record whose auto chose name at step 7. */
+static struct state_record chosen(struct config *config, const char *name)
+{
+	struct state_record record;
+
+	config_defaults(config);
+	record = begun(config);
+	record.step = 7;
+	record_set_engine(&record, name, ENGINE_BY_AUTO, tell, NULL);
+	record.step = 100;
+	return record;
+}
+
+static void p2_auto_keeps_the_engine_of_the_run(void **unused)
+{
+	struct config config;
+	struct state_record record = chosen(&config, "openblas");
+	uint32_t count = record.intervention_count;
+	struct engine_choice fastest = choose(&wide, "", "auto", NULL);
+	struct engine_choice choice = start(&record, &wide, "", &config, "auto");
+
+	assert_string_equal(choice.engine->name, "openblas");
+	assert_false(choice.replaced);
+	assert_int_equal(record.intervention_count, count);
+	if (fastest.engine != choice.engine) {
+		assert_non_null(strstr(choice.reason, "kept since step 7"));
+		assert_non_null(strstr(choice.reason, fastest.engine->name));
+	}
+	/* A person who changes the key is heard: auto chooses anew. */
+	record.step = 101;
+	start(&record, &wide, "", &config, "openblas");
+	record.step = 102;
+	choice = start(&record, &wide, "", &config, "auto");
+	assert_ptr_equal(choice.engine, fastest.engine);
+	record.step = 103;
+	count = record.intervention_count;
+	choice = start(&record, &wide, "", &config, "auto");
+	assert_ptr_equal(choice.engine, fastest.engine);
+	assert_string_equal(choice.reason, fastest.reason);
+	assert_int_equal(record.intervention_count, count);
+}
+
+static void p2_an_engine_that_cannot_run_any_more_is_replaced_and_named(void **unused)
+{
+	struct config config;
+	struct state_record record = chosen(&config, "amx");
+	struct engine_choice fastest = choose(&narrow, "", "auto", NULL);
+	struct engine_choice choice = start(&record, &narrow, "", &config, "auto");
+	char value[48];
+
+	assert_ptr_equal(choice.engine, fastest.engine);
+	assert_true(choice.replaced);
+	assert_non_null(strstr(choice.reason, "amx of the run cannot run here: "));
+	assert_non_null(strstr(choice.reason, "divisible by 32, not 16"));
+	snprintf(value, sizeof(value), "%s (auto)", choice.engine->name);
+	assert_entry(&record, 0, value);
+	assert_int_equal(record.interventions[record.intervention_count - 1].step, 100);
+	/* From then on it is the run's. */
+	choice = start(&record, &narrow, "", &config, "auto");
+	assert_ptr_equal(choice.engine, fastest.engine);
+	assert_false(choice.replaced);
+}
+
+static void the_ladders_engine_is_taken_back_when_it_is_no_longer_forced(void **unused)
+{
+	struct config config;
+	struct state_record record;
+	struct engine_choice of_run = choose(&wide, "", "auto", NULL), choice;
+	char value[48];
+
+	record = chosen(&config, of_run.engine->name);
+	choice = start(&record, &wide, "openblas", &config, "auto");
+	assert_string_equal(choice.engine->name, "openblas");
+	assert_non_null(strstr(choice.reason, "the safe engine"));
+	assert_entry(&record, 0, "openblas (ladder)");
+	record.step = 200;
+	choice = start(&record, &wide, "", &config, "auto");
+	assert_ptr_equal(choice.engine, of_run.engine);
+	assert_string_equal(choice.reason, of_run.reason);
+	snprintf(value, sizeof(value), "%s (auto)", of_run.engine->name);
+	assert_entry(&record, 0, value);
+}
+
+static void p9_a_named_engine_that_cannot_run_is_refused_in_one_line(void **unused)
+{
+	struct engine_choice choice;
+	struct error err;
+
+	assert_int_equal(engine_choose(&narrow, "", "amx", NULL, &choice, &err), -ENOTSUP);
+	assert_non_null(strstr(err.text, "engine = amx cannot run here"));
+	assert_non_null(strstr(err.text, "engine = auto"));
+	assert_null(strchr(err.text, '\n'));
+}
+
+static void a_checkpoint_is_drawn_from_with_its_own_engine_where_that_runs(void **unused)
+{
+	struct config config;
+	struct state_record record = chosen(&config, "openblas");
+	struct engine_choice fastest = choose(&narrow, "", "auto", NULL);
+
+	assert_string_equal(engine_for_record(&narrow, &record)->name, "openblas");
+	record_set_engine(&record, "amx", ENGINE_BY_CONFIG, tell, NULL);
+	assert_ptr_equal(engine_for_record(&narrow, &record), fastest.engine);
+	record.intervention_count = 0;
+	assert_ptr_equal(engine_for_record(&narrow, &record), fastest.engine);
+}
+
+/* The engine in force, and the one to go back to, are never folded away. */
+static void a_full_record_keeps_its_engines(void **unused)
+{
+	struct config config;
+	struct state_record record = chosen(&config, "amx");
+	struct engine_entry entry;
+
+	for (uint64_t step = 101; step <= 250; step++) {
+		record.step = step;
+		record_set_engine(&record, "openblas",
+			step % 2 ? ENGINE_BY_LADDER : ENGINE_BY_CONFIG, tell, NULL);
+		record_add(&record, INTERVENTION_SKIP_WINDOW, step, "64");
+	}
+	assert_int_equal(record.intervention_count, STATE_INTERVENTIONS_MAX);
+	assert_true(record_auto_engine(&record, &entry));
+	assert_string_equal(entry.name, "amx");
+	assert_int_equal(entry.step, 7);
+	assert_true(record_engine(&record, &entry));
+	assert_string_equal(entry.name, "openblas");
+	assert_int_equal(entry.step, 250);
 }
 
 int main(void)
@@ -172,6 +380,13 @@ int main(void)
 		cmocka_unit_test(a_change_is_entered_once_and_told),
 		cmocka_unit_test(a_full_record_folds_what_is_superseded),
 		cmocka_unit_test(a_branch_window_is_applied_at_its_step_also_on_later_branches),
+		cmocka_unit_test(p2_the_record_alone_says_which_engine_computed_from_which_step),
+		cmocka_unit_test(p2_auto_keeps_the_engine_of_the_run),
+		cmocka_unit_test(p2_an_engine_that_cannot_run_any_more_is_replaced_and_named),
+		cmocka_unit_test(the_ladders_engine_is_taken_back_when_it_is_no_longer_forced),
+		cmocka_unit_test(p9_a_named_engine_that_cannot_run_is_refused_in_one_line),
+		cmocka_unit_test(a_checkpoint_is_drawn_from_with_its_own_engine_where_that_runs),
+		cmocka_unit_test(a_full_record_keeps_its_engines),
 	};
 
 	return cmocka_run_group_tests_name("interventions", tests, NULL, NULL);
