@@ -137,7 +137,7 @@ void conv_run(struct unet *unet, const struct conv_call *call)
 {
 	unet->engine->conv(call);
 	tensor_zero_edges(call->out, call->n);
-	DEBUG_CHECK(tensor_is_clean(call->out, call->n));
+	DEBUG_CHECK(tensor_pads_are_zero(call->out, call->n));
 }
 
 void conv_data_gradient(struct unet *unet, const struct conv_params *params, uint32_t source,

@@ -72,6 +72,13 @@ bool tensor_is_clean(const struct tensor *tensor, uint32_t n)
 	return true;
 }
 
+bool tensor_pads_are_zero(const struct tensor *tensor, uint32_t n)
+{
+	struct tensor whole = *tensor;
+	whole.channels = whole.width;
+	return tensor_is_clean(&whole, n);
+}
+
 /* The pads behind row y of an image, and after the last row the pad row, in one block. */
 static void zero_row_pads(const struct tensor *tensor, uint32_t column, uint32_t image, uint32_t y)
 {

@@ -73,6 +73,8 @@ static inline size_t tensor_step(const struct tensor *tensor)
 void tensor_zero_edges(const struct tensor *tensor, uint32_t n);
 /* The zero invariant, for DEBUG_CHECK: pads, edges, and the columns behind the channels. */
 bool tensor_is_clean(const struct tensor *tensor, uint32_t n);
+/* The same without the columns: where an input was NaN they are too, 0 times NaN. */
+bool tensor_pads_are_zero(const struct tensor *tensor, uint32_t n);
 
 /* One of up to two tensors of equal layout whose channels follow each other (a concatenation). */
 struct channel_span {
