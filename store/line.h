@@ -22,7 +22,8 @@ struct line_branch {
 	bool suspect; /* made by the ladder: what it left behind on the parent is suspect */
 	char why[160];
 	char created[32];
-	/* Applied when the branch reaches their step: skipped windows, the safe engine. */
+	/* Of the ladder: skipped windows, applied when the branch reaches their step, and that the
+	 * safe engine was chosen; what really computed stands in the record. */
 	uint32_t intervention_count;
 	struct intervention interventions[LINE_INTERVENTIONS_MAX];
 };
