@@ -8,11 +8,10 @@
 #include <oneapi/dnnl/dnnl.h>
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define CALLS_MAX 25
-#define CALLS_MIN 3
+#define CALLS_MIN 4
 #define BUDGET_NS (300 * NSEC_PER_MSEC)
 
 /* What stands in all operands: 0.0115 as fp32 and as bf16. */
@@ -128,31 +127,21 @@ static bool fill(dnnl_primitive_desc_t desc, const struct operand *operand, dnnl
 	return true;
 }
 
-static int by_value(const void *a, const void *b)
+static double best_seconds(dnnl_primitive_t primitive, int count, const dnnl_exec_arg_t *args)
 {
-	const nsec_t *left = a, *right = b;
+	nsec_t best = INT64_MAX, spent = 0;
 
-	return (*left > *right) - (*left < *right);
-}
-
-static double median_seconds(dnnl_primitive_t primitive, int count, const dnnl_exec_arg_t *args)
-{
-	nsec_t took[CALLS_MAX], spent = 0;
-	int calls = 0;
-
-	for (int i = -1; i < CALLS_MAX && (calls < CALLS_MIN || spent < BUDGET_NS); i++) {
+	for (int i = 0; i < CALLS_MAX && (i < CALLS_MIN || spent < BUDGET_NS); i++) {
 		nsec_t begun = clock_monotonic_ns();
 
 		if (dnnl_primitive_execute(primitive, stream, count, args) != dnnl_success ||
 			dnnl_stream_wait(stream) != dnnl_success)
 			return -1;
-		if (i < 0) /* to warm up */
-			continue;
-		took[calls] = clock_monotonic_ns() - begun;
-		spent += took[calls++];
+		nsec_t took = clock_monotonic_ns() - begun;
+		spent += took;
+		best = took < best ? took : best;
 	}
-	qsort(took, (size_t)calls, sizeof(*took), by_value);
-	return (double)took[calls / 2] * 1e-9;
+	return (double)best * 1e-9;
 }
 
 static double run(dnnl_primitive_desc_t desc, enum conv_pass pass)
@@ -168,7 +157,7 @@ static double run(dnnl_primitive_desc_t desc, enum conv_pass pass)
 		filled = fill(desc, &operands[pass][count], &args[count].memory);
 	}
 	if (filled)
-		seconds = median_seconds(primitive, count, args);
+		seconds = best_seconds(primitive, count, args);
 	for (int i = 0; i < OPERANDS; i++)
 		dnnl_memory_destroy(args[i].memory);
 	dnnl_primitive_destroy(primitive);

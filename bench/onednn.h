@@ -18,6 +18,7 @@ struct onednn_conv {
 
 /* "2.6.3", or NULL where it is not installed. */
 const char *onednn_version(void);
-/* In its own choice of layouts (reorders are not counted), on all threads: the median of several
- * calls. Negative where it has no such convolution or is not installed. */
+/* In its own choice of layouts (reorders are not counted), on all threads: the best of several
+ * calls, because threads that wait for each other suffer most from whatever else runs. Negative
+ * where it has no such convolution or is not installed. */
 double onednn_seconds(const struct onednn_conv *conv);
