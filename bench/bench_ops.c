@@ -29,18 +29,10 @@ struct bench {
 	nsec_t load_begun;
 };
 
-static int by_value(const void *a, const void *b)
-{
-	const nsec_t *left = a, *right = b;
-
-	return (*left > *right) - (*left < *right);
-}
-
 /* In milliseconds; sorts. */
 static double median_ms(nsec_t *values, uint32_t count)
 {
-	qsort(values, count, sizeof(*values), by_value);
-	return (double)values[count / 2] * 1e-6;
+	return (double)solo_median(values, count) * 1e-6;
 }
 
 /* Raises the ceilings to what stands now. */
@@ -76,19 +68,7 @@ static int run(struct bench *bench, const struct unet_config *net, struct error 
 		.seed = 1,
 		.entered = entered,
 		.context = bench,
-		.params = {.batch_size = bench->batch,
-			.micro_batch = bench->batch,
-			.lr_kind = LR_CONSTANT,
-			.steps_total = WARM_UP + TRACE_STEPS_MAX,
-			.learning_rate = 1e-4,
-			.beta1 = 0.9,
-			.beta2 = 0.999,
-			.adam_eps = 1e-8,
-			.weight_decay = 1e-2,
-			.clip_norm = 1,
-			.ema_max = 0.999,
-			.ema_power = 0.75,
-			.flips = true},
+		.params = solo_params(bench->batch),
 	};
 	struct train_result result;
 	int r = solo_init(&solo, &setup, err);

@@ -41,19 +41,7 @@ static int train(struct bench *bench, struct error *err)
 		.engine = bench->engine,
 		.recompute = bench->recompute,
 		.seed = 1,
-		.params = {.batch_size = bench->batch,
-			.micro_batch = bench->batch,
-			.lr_kind = LR_CONSTANT,
-			.steps_total = STEPS_MAX,
-			.learning_rate = 1e-4,
-			.beta1 = 0.9,
-			.beta2 = 0.999,
-			.adam_eps = 1e-8,
-			.weight_decay = 1e-2,
-			.clip_norm = 1,
-			.ema_max = 0.999,
-			.ema_power = 0.75,
-			.flips = true},
+		.params = solo_params(bench->batch),
 	};
 	struct train_result result;
 	int r = solo_init(&solo, &setup, err);
@@ -153,19 +141,11 @@ static int sample(struct bench *bench, struct error *err)
 	return r;
 }
 
-static int by_value(const void *a, const void *b)
-{
-	const nsec_t *left = a, *right = b;
-
-	return (*left > *right) - (*left < *right);
-}
-
 static void print(struct bench *bench)
 {
 	struct rusage usage;
 
-	qsort(bench->step_ns, bench->steps, sizeof(*bench->step_ns), by_value);
-	double step_s = (double)bench->step_ns[bench->steps / 2] * 1e-9;
+	double step_s = (double)solo_median(bench->step_ns, bench->steps) * 1e-9;
 	getrusage(RUSAGE_SELF, &usage);
 	printf("ours_img_s=%.2f net=%s batch=%u engine=%s step_s=%.4f threads=%d plan_mib=%llu "
 	       "rss_mib=%ld params=%llu mac=%.0f\n",

@@ -8,6 +8,37 @@
 #include <string.h>
 #include <sys/mman.h>
 
+struct train_params solo_params(uint32_t batch)
+{
+	return (struct train_params){
+		.batch_size = batch,
+		.micro_batch = batch,
+		.lr_kind = LR_CONSTANT,
+		.learning_rate = 1e-4,
+		.beta1 = 0.9,
+		.beta2 = 0.999,
+		.adam_eps = 1e-8,
+		.weight_decay = 1e-2,
+		.clip_norm = 1,
+		.ema_max = 0.999,
+		.ema_power = 0.75,
+		.flips = true,
+	};
+}
+
+static int by_value(const void *a, const void *b)
+{
+	const nsec_t *left = a, *right = b;
+
+	return (*left > *right) - (*left < *right);
+}
+
+nsec_t solo_median(nsec_t *values, uint32_t count)
+{
+	qsort(values, count, sizeof(*values), by_value);
+	return values[count / 2];
+}
+
 static uint64_t slot_bytes(const struct solo *solo)
 {
 	return SECTION_COUNT * solo->table.section_bytes;

@@ -2,6 +2,7 @@
  * supervisor, checkpoints or configuration file. For the benchmarks. */
 #pragma once
 
+#include "base/clock.h"
 #include "daemon/train/step.h"
 
 struct solo_setup {
@@ -25,6 +26,11 @@ struct solo {
 	uint64_t *sums[2];
 	uint64_t step; /* finished ones; step s leaves its result in slot s % 2 */
 };
+
+/* What speed is measured with: the peer's AdamW (bench/peer_train.py) at a constant rate. */
+struct train_params solo_params(uint32_t batch);
+/* Sorts. */
+nsec_t solo_median(nsec_t *values, uint32_t count);
 
 int solo_init(struct solo *solo, const struct solo_setup *setup, struct error *err);
 void solo_fini(struct solo *solo);

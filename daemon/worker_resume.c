@@ -91,9 +91,8 @@ static int adopt_record(struct trainer *trainer, const struct state_record *foun
 	if (!digest_equal(&record->fingerprint, &worker->fingerprint)) {
 		worker_event(&worker->link, "fingerprint", "warning", record->step,
 			"going on with another CPU, build, OpenBLAS or libc than the state was "
-			"made "
-			"with: from "
-			"step %" PRIu64 " bits may differ from an uninterrupted run (now: %s)",
+			"made with: from step %" PRIu64
+			" bits may differ from an uninterrupted run (now: %s)",
 			record->step, worker->fingerprint_text);
 		record->fingerprint = worker->fingerprint;
 		trainer->record_changed = true;

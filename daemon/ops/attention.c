@@ -28,7 +28,7 @@ size_t attention_scratch_bytes(const struct attention *attention, bool training)
 		(training ? 2 : 1);
 }
 
-static int threads_of(const struct attention *attention)
+int attention_threads(const struct attention *attention)
 {
 	int threads = omp_get_max_threads();
 	return threads < (int)attention->thread_count ? threads : (int)attention->thread_count;
@@ -108,7 +108,7 @@ static void forward(const struct attention *attention, uint32_t n, const struct 
 {
 	uint32_t tokens = attention->tokens, d = attention->head_dim, width = q->width;
 	uint32_t blocks = (tokens + QUERY_BLOCK - 1) / QUERY_BLOCK;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads_of(attention))
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(attention_threads(attention))
 	for (uint32_t image = 0; image < n; image++)
 		for (uint32_t head = 0; head < attention->heads; head++)
 			for (uint32_t block = 0; block < blocks; block++) {
@@ -236,7 +236,7 @@ static void backward(const struct attention *attention, uint32_t n,
 	const struct tensor *const qkv[3], const struct tensor *dout,
 	const struct tensor *const dqkv[3])
 {
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads_of(attention))
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(attention_threads(attention))
 	for (uint32_t image = 0; image < n; image++)
 		for (uint32_t head = 0; head < attention->heads; head++) {
 			uint32_t column = head * attention->head_dim;

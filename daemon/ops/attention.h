@@ -16,6 +16,9 @@ struct attention {
 /* Bytes of scratch for all threads. */
 size_t attention_scratch_bytes(const struct attention *attention, bool training);
 
+/* As many as run now, if there is scratch for them. */
+int attention_threads(const struct attention *attention);
+
 /* q, k, v, o: tokens of equal width. Channels behind the heads, and the edges of o, become zero. */
 void attention_forward(const struct attention *attention, uint32_t n, const struct tensor *q,
 	const struct tensor *k, const struct tensor *v, const struct tensor *o);

@@ -112,12 +112,6 @@ static struct room thread_room(
 	return room;
 }
 
-static int threads_of(const struct attention *attention)
-{
-	int threads = omp_get_max_threads();
-	return threads < (int)attention->thread_count ? threads : (int)attention->thread_count;
-}
-
 /* A tensor as one task sees it: the unit's first square of channels at token 0 of the image. */
 struct slice {
 	bf16 *at;
@@ -350,7 +344,7 @@ void amx_attention_forward(const struct attention *attention, uint32_t n, const 
 	struct shape shape = shape_of(attention);
 	uint32_t units = attention->heads / shape.heads;
 	uint32_t groups = (shape.token_squares + shape.group_squares - 1) / shape.group_squares;
-#pragma omp parallel num_threads(threads_of(attention))
+#pragma omp parallel num_threads(attention_threads(attention))
 	{
 		struct room room = thread_room(attention, &shape, false);
 		amx_begin();
@@ -432,7 +426,7 @@ void amx_attention_backward(const struct attention *attention, uint32_t n,
 {
 	struct shape shape = shape_of(attention);
 	uint32_t units = attention->heads / shape.heads;
-#pragma omp parallel num_threads(threads_of(attention))
+#pragma omp parallel num_threads(attention_threads(attention))
 	{
 		struct room room = thread_room(attention, &shape, true);
 		amx_begin();

@@ -170,11 +170,6 @@ static uint32_t span_column(const struct conv *conv, uint32_t span)
 	return conv->split || !span ? 0 : conv->spans[0].width;
 }
 
-static uint32_t least(uint32_t a, uint32_t b)
-{
-	return a < b ? a : b;
-}
-
 /* One square of a source's weights: columns from `column` on, rows (output channels) from o0 on. */
 struct square {
 	uint32_t source, column, o0;

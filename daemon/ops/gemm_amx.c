@@ -50,15 +50,13 @@ static void pack(void *packed, uint32_t k_width, uint32_t n_width, uint32_t k0, 
 	}
 }
 
-/* The taps' sum for 32 positions and panel `panel`, into tiles 0-3. */
-static inline void sum_taps(const struct conv_call *call, ptrdiff_t position, uint32_t panel)
+/* The taps' sum for 32 positions and panel `panel`, into tiles 0-3. widest: squares of the widest
+ * tap. */
+static inline void sum_taps(
+	const struct conv_call *call, uint32_t widest, ptrdiff_t position, uint32_t panel)
 {
-	uint32_t squares_max = 0;
-	for (uint32_t i = 0; i < call->tap_count; i++)
-		if (call->taps[i].in->width / SQUARE > squares_max)
-			squares_max = call->taps[i].in->width / SQUARE;
 	square_zero();
-	for (uint32_t chunk = 0; chunk < squares_max; chunk += CHUNK_SQUARES)
+	for (uint32_t chunk = 0; chunk < widest; chunk += CHUNK_SQUARES)
 		for (uint32_t i = 0; i < call->tap_count; i++) {
 			const struct tap *tap = &call->taps[i];
 			uint32_t squares = tap->in->width / SQUARE, end = chunk + CHUNK_SQUARES;
@@ -137,56 +135,57 @@ static void finish_square(const struct panel *panel, uint32_t position, const fl
  * thread takes `share` panels of a stretch, so that neither input nor weights are read often from
  * afar. */
 struct cut {
+	uint32_t active, widest; /* positions; squares of the widest tap */
 	uint32_t stretch, stretches, panels;
 	int share;
 };
 
 static struct cut cut_of(const struct conv_call *call)
 {
-	uint32_t active = layout_active(call->out->layout, call->n), width = SQUARE;
-	uint32_t threads = (uint32_t)omp_get_max_threads();
-	struct cut cut = {.panels = call->out->width / SQUARE};
+	uint32_t threads = (uint32_t)omp_get_max_threads(), width = SQUARE;
+	struct cut cut = {
+		.active = layout_active(call->out->layout, call->n),
+		.panels = call->out->width / SQUARE,
+	};
 	for (uint32_t i = 0; i < call->tap_count; i++)
 		if (call->taps[i].in->width > width)
 			width = call->taps[i].in->width;
+	cut.widest = width / SQUARE;
 	cut.stretch = STRETCH_ELEMS / width / SQUARE * SQUARE;
 	if (cut.stretch < SQUARE)
 		cut.stretch = SQUARE;
-	cut.stretches = (active + cut.stretch - 1) / cut.stretch;
+	cut.stretches = (cut.active + cut.stretch - 1) / cut.stretch;
 	uint32_t share = cut.stretches * cut.panels / (4 * threads);
-	cut.share = share < 1 ? 1 : (int)(share < cut.panels ? share : cut.panels);
+	cut.share = share < 1 ? 1 : (int)least(share, cut.panels);
 	return cut;
 }
 
 /* One panel of one stretch. */
-static void conv_panel(const struct conv_call *call, uint32_t panel, uint32_t first, uint32_t end)
+static void conv_task(const struct conv_call *call, const struct cut *cut, uint32_t task)
 {
 	_Alignas(64) float sums[SQUARE * SQUARE];
-	struct panel extra;
-	panel_init(&extra, call, panel * SQUARE);
+	uint32_t index = task % cut->panels, first = task / cut->panels * cut->stretch;
+	uint32_t end = first + least(cut->stretch, cut->active - first);
+	struct panel panel;
+	panel_init(&panel, call, index * SQUARE);
 	for (uint32_t p = first; p < end; p += SQUARE) {
-		sum_taps(call, p, panel);
+		sum_taps(call, cut->widest, p, index);
 		square_store(sums);
-		finish_square(&extra, p, sums);
+		finish_square(&panel, p, sums);
 	}
 }
 
 static void conv(const struct conv_call *call)
 {
-	struct cut cut = cut_of(call);
-	uint32_t active = layout_active(call->out->layout, call->n);
 	CHECK(call->tap_count >= 1 && call->tap_count <= TAPS_MAX);
 	CHECK(call->out->block == SQUARE && (!call->accumulate || call->out->elem == ELEM_BF16));
+	struct cut cut = cut_of(call);
 #pragma omp parallel
 	{
 		amx_begin();
 #pragma omp for schedule(dynamic, cut.share)
-		for (uint32_t task = 0; task < cut.stretches * cut.panels; task++) {
-			uint32_t first = task / cut.panels * cut.stretch;
-			uint32_t left = active - first;
-			conv_panel(call, task % cut.panels, first,
-				first + (left < cut.stretch ? left : cut.stretch));
-		}
+		for (uint32_t task = 0; task < cut.stretches * cut.panels; task++)
+			conv_task(call, &cut, task);
 		amx_end();
 	}
 }

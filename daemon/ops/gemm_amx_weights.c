@@ -27,11 +27,6 @@
 #define GROUP_OUT 8
 #define GROUP_IN 2
 
-static uint32_t least(uint32_t a, uint32_t b)
-{
-	return a < b ? a : b;
-}
-
 /* Lines (pairs of positions) of a block of 16 channels and one parity, with the halo. */
 static uint32_t lines_of(const struct layout *layout)
 {

@@ -13,6 +13,19 @@
 #include <immintrin.h>
 #endif
 
+/* One value to nearest even, a NaN stays one; and back. */
+static inline uint16_t bf16_of(float value)
+{
+	uint32_t bits = fm_bits(value);
+	uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+	return (uint16_t)(value == value ? rounded : 0x7fc0);
+}
+
+static inline float float_of_bf16(uint16_t half)
+{
+	return fm_from_bits((uint32_t)half << 16);
+}
+
 #define LANES 16
 #define LANES_INLINE static inline __attribute__((always_inline))
 
@@ -146,7 +159,7 @@ LANES_INLINE lanes lanes_load(const void *at, enum elem elem)
 	}
 	memcpy(half, at, sizeof(half));
 	for (int i = 0; i < LANES; i++)
-		x.at[i] = fm_from_bits((uint32_t)half[i] << 16);
+		x.at[i] = float_of_bf16(half[i]);
 	return x;
 }
 
@@ -158,11 +171,8 @@ LANES_INLINE void lanes_store(void *at, lanes x, enum elem elem)
 		memcpy(at, &x, sizeof(x));
 		return;
 	}
-	for (int i = 0; i < LANES; i++) {
-		uint32_t bits = fm_bits(x.at[i]);
-		uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-		half[i] = (uint16_t)(x.at[i] == x.at[i] ? rounded : 0x7fc0);
-	}
+	for (int i = 0; i < LANES; i++)
+		half[i] = bf16_of(x.at[i]);
 	memcpy(at, half, sizeof(half));
 }
 

@@ -20,6 +20,11 @@
  * order of summation, so a part of the bits. */
 #define POSITION_BLOCK 256
 
+static inline uint32_t least(uint32_t a, uint32_t b)
+{
+	return a < b ? a : b;
+}
+
 struct layout {
 	uint32_t batch, height, width;
 	bool dense;

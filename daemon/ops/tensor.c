@@ -97,11 +97,9 @@ static float store_value(uint8_t *at, float value, enum elem elem)
 		memcpy(at, &value, sizeof(value));
 		return value;
 	}
-	uint32_t bits = fm_bits(value);
-	uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-	uint16_t half = (uint16_t)(value == value ? rounded : 0x7fc0);
+	uint16_t half = bf16_of(value);
 	memcpy(at, &half, sizeof(half));
-	return fm_from_bits((uint32_t)half << 16);
+	return float_of_bf16(half);
 }
 
 static float load_value(const uint8_t *at, enum elem elem)
@@ -113,7 +111,7 @@ static float load_value(const uint8_t *at, enum elem elem)
 		return value;
 	}
 	memcpy(&half, at, sizeof(half));
-	return fm_from_bits((uint32_t)half << 16);
+	return float_of_bf16(half);
 }
 
 /* Zeroes the pixels of row y in every block. */

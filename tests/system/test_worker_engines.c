@@ -25,6 +25,19 @@ static const char *recorded_engine(const struct state_record *record, uint64_t *
 	return value;
 }
 
+/* A new run of the tiny net, three steps in. */
+static struct child begin(struct play *play)
+{
+	struct config config = play_tiny_config();
+	struct child child;
+
+	config.steps_total = 100000;
+	play_begin(play, &config, 3);
+	child = play_trainer(play, "disk", "scratch", NULL);
+	play_wait_step(play, 3);
+	return child;
+}
+
 /* A trainer goes on from memory and is killed at once: what it said, and the record it left. */
 static json_t *resumed(struct play *play, json_t *extra, struct state_record *ret)
 {
@@ -53,7 +66,6 @@ static void rewrite_engine(struct play *play, const char *value)
 
 static void p2_the_engine_of_auto_is_recorded_and_kept(void **unused)
 {
-	struct config config = play_tiny_config();
 	struct state_record record;
 	struct child child;
 	struct play play;
@@ -61,10 +73,7 @@ static void p2_the_engine_of_auto_is_recorded_and_kept(void **unused)
 	uint64_t at = 99;
 	uint32_t count;
 
-	config.steps_total = 100000;
-	play_begin(&play, &config, 3);
-	child = play_trainer(&play, "disk", "scratch", NULL);
-	play_wait_step(&play, 3);
+	child = begin(&play);
 	play_kill(&play, &child);
 	assert_int_equal(state_newest_record(&play.state, &record), 0);
 	snprintf(chosen, sizeof(chosen), "%s", recorded_engine(&record, &at));
@@ -107,17 +116,13 @@ static void p2_the_engine_of_auto_is_recorded_and_kept(void **unused)
 
 static void p5_the_safe_engine_is_recorded_and_given_back(void **unused)
 {
-	struct config config = play_tiny_config();
 	struct state_record record;
 	struct child child;
 	struct play play;
 	char chosen[48];
 	uint64_t at = 0;
 
-	config.steps_total = 100000;
-	play_begin(&play, &config, 3);
-	child = play_trainer(&play, "disk", "scratch", NULL);
-	play_wait_step(&play, 3);
+	child = begin(&play);
 	play_kill(&play, &child);
 	assert_int_equal(state_newest_record(&play.state, &record), 0);
 	snprintf(chosen, sizeof(chosen), "%s", recorded_engine(&record, &at));
@@ -137,16 +142,12 @@ static void p5_the_safe_engine_is_recorded_and_given_back(void **unused)
 
 static void a_reload_changes_the_engine_between_two_steps(void **unused)
 {
-	struct config config = play_tiny_config();
 	struct state_record record;
 	struct child child;
 	struct play play;
 	uint64_t at = 0, bytes;
 
-	config.steps_total = 100000;
-	play_begin(&play, &config, 3);
-	child = play_trainer(&play, "disk", "scratch", NULL);
-	play_wait_step(&play, 3);
+	child = begin(&play);
 	bytes = atomic_load(&play.progress->plan_bytes);
 	{
 		AUTO_JSON refused = json_pack("{s:{s:{s:s}}}", "reload", "config", "engine", "amx");

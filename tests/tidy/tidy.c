@@ -50,6 +50,7 @@ static const struct {
 	{"cblas.h", {"daemon/ops/gemm_openblas.c"}},
 	{"openblas_config.h", {"daemon/ops/gemm_openblas.c"}},
 	{"jansson.h", {"proto/", "store/"}},
+	{"oneapi/dnnl/dnnl.h", {"bench/onednn.c"}},
 	{"spng.h", {"daemon/image/"}},
 	{"jpeglib.h", {"daemon/image/"}},
 	{"ini.h", {"base/config.c"}},
