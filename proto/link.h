@@ -21,7 +21,7 @@
  * Worker to supervisor:
  *   {"hello": {"role", "pid", "version", "fingerprint", "fingerprint_text"}}       once
  *   {"prepared": {"section_bytes", "param_count", "model_digest", "data_digest", "data_text",
- *                 "images", "classes", "branch", "catalog": "ok"|"created"|"rebuilt",
+ *                 "images", "classes", "branch", "catalog": "ok"|"created"|"rebuilt"|"migrated",
  *                 "checkpoints": verified on the line, "newest": {id, step, branch, root,
  * path}|null}}
  *   {"ready": {"step", "branch", "from": "memory"|"checkpoint"|"scratch", "checkpoint": id|"",

@@ -8,18 +8,16 @@
 #include "base/file.h"
 #include "base/panic.h"
 #include "base/sys.h"
+#include "store/catalog_row.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define CATALOG_NAME "catalog.sqlite"
 #define CATALOG_NEW "catalog.new"
-#define CATALOG_VERSION 1
 #define BUSY_MS 5000
 #define BROKEN_MAX 99
 #define PATH_SIZE 4096
@@ -30,29 +28,33 @@ static const char schema[] =
 	" state TEXT NOT NULL, root TEXT NOT NULL, parent_root TEXT NOT NULL,"
 	" file_bytes INTEGER NOT NULL, loss REAL, trained_seconds INTEGER NOT NULL,"
 	" keep INTEGER NOT NULL, created TEXT NOT NULL, readback TEXT NOT NULL,"
-	" text TEXT NOT NULL, row_digest TEXT NOT NULL) STRICT;"
+	" text TEXT NOT NULL, verified_at TEXT NOT NULL, signer TEXT NOT NULL,"
+	" mirrored_at TEXT NOT NULL, row_digest TEXT NOT NULL) STRICT;"
 	"CREATE INDEX checkpoint_by_step ON checkpoint(step, branch);"
 	"PRAGMA application_id = 1668985972;" /* "ckpt" */
-	"PRAGMA user_version = 1;";
+	"PRAGMA user_version = 2;";
 
-#define COLUMNS                                                                                    \
-	"id, step, branch, state, root, parent_root, file_bytes, loss, trained_seconds, keep,"     \
-	" created, readback, text, row_digest"
+#define LIST_FROM " FROM checkpoint ORDER BY step DESC, branch DESC"
 
 enum statement { PUT, GET, LIST, BEGIN, COMMIT, ROLLBACK, STATEMENT_COUNT };
 
 static const char *const statement_sql[STATEMENT_COUNT] = {
-	[PUT] = "INSERT OR REPLACE INTO checkpoint(" COLUMNS
-		") VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)",
-	[GET] = "SELECT " COLUMNS " FROM checkpoint WHERE id = ?1",
-	[LIST] = "SELECT " COLUMNS " FROM checkpoint ORDER BY step DESC, branch DESC",
+	[PUT] = "INSERT OR REPLACE INTO checkpoint(" CATALOG_COLUMNS
+		") VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)",
+	[GET] = "SELECT " CATALOG_COLUMNS " FROM checkpoint WHERE id = ?1",
+	[LIST] = "SELECT " CATALOG_COLUMNS LIST_FROM,
 	[BEGIN] = "BEGIN IMMEDIATE",
 	[COMMIT] = "COMMIT",
 	[ROLLBACK] = "ROLLBACK",
 };
+/* All that is done with a database of version 1. */
+static const char *const statement_sql_1[STATEMENT_COUNT] = {
+	[LIST] = "SELECT " CATALOG_COLUMNS_1 LIST_FROM,
+};
 
 struct catalog {
 	sqlite3 *db;
+	int version;
 	sqlite3_stmt *statements[STATEMENT_COUNT];
 };
 
@@ -148,16 +150,24 @@ static int check_version(struct catalog *catalog, struct error *err)
 	if (version > CATALOG_VERSION)
 		return error_set(err, -EPROTONOSUPPORT, "catalog: version %lld is newer than %d",
 			(long long)version, CATALOG_VERSION);
-	if (version != CATALOG_VERSION)
-		return error_set(err, -EBADMSG, "catalog: it has no schema of ours");
-	return 0;
+	if (version == catalog->version)
+		return 0;
+	if (version == 1)
+		return error_set(err, -ESTALE,
+			"catalog: it is of version 1 still; a start of ckptd brings it to version "
+			"%d",
+			CATALOG_VERSION);
+	return error_set(err, -EBADMSG, "catalog: it has no schema of ours");
 }
 
 static int prepare_statements(struct catalog *catalog, struct error *err)
 {
+	const char *const *sql = catalog->version == 1 ? statement_sql_1 : statement_sql;
+
 	for (int i = 0; i < STATEMENT_COUNT; i++) {
-		if (sqlite3_prepare_v3(catalog->db, statement_sql[i], -1, SQLITE_PREPARE_PERSISTENT,
-			    &catalog->statements[i], NULL) != SQLITE_OK)
+		if (sql[i] != NULL &&
+			sqlite3_prepare_v3(catalog->db, sql[i], -1, SQLITE_PREPARE_PERSISTENT,
+				&catalog->statements[i], NULL) != SQLITE_OK)
 			return fail(catalog, err, "use its schema");
 	}
 	return 0;
@@ -185,6 +195,7 @@ static int open_database(
 	*ret = calloc(1, sizeof(**ret));
 	if (*ret == NULL)
 		return error_set(err, -ENOMEM, "no memory for the catalog");
+	(*ret)->version = CATALOG_VERSION;
 	rc = sqlite3_open_v2(path, &(*ret)->db, flags | SQLITE_OPEN_NOMUTEX, NULL);
 	if (rc == SQLITE_OK)
 		return 0;
@@ -209,8 +220,8 @@ static int check_exists(const char *run_dir, struct error *err)
 	return 0;
 }
 
-int catalog_open(
-	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err)
+static int open_version(const char *run_dir, enum catalog_mode mode, int version,
+	struct catalog **ret, struct error *err)
 {
 	struct catalog *catalog;
 	int rc;
@@ -221,6 +232,7 @@ int catalog_open(
 		rc = open_database(run_dir, CATALOG_NAME, SQLITE_OPEN_READWRITE, &catalog, err);
 	if (rc < 0)
 		return rc;
+	catalog->version = version;
 	rc = configure(catalog,
 		mode == CATALOG_READ ? "PRAGMA query_only=ON; PRAGMA mmap_size=0"
 				     : "PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
@@ -240,6 +252,12 @@ int catalog_open(
 	return 0;
 }
 
+int catalog_open(
+	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err)
+{
+	return open_version(run_dir, mode, CATALOG_VERSION, ret, err);
+}
+
 void catalog_close(struct catalog *catalog)
 {
 	if (catalog == NULL)
@@ -251,125 +269,6 @@ void catalog_close(struct catalog *catalog)
 }
 
 /* -- rows -- */
-
-static void add_text(struct digest_stream *stream, const char *text)
-{
-	uint64_t length = strlen(text);
-
-	digest_add(stream, &length, sizeof(length));
-	digest_add(stream, text, length);
-}
-
-static void add_number(struct digest_stream *stream, uint64_t number)
-{
-	digest_add(stream, &number, sizeof(number));
-}
-
-static void row_digest(const struct catalog_row *row, char hex[DIGEST_HEX_SIZE])
-{
-	struct digest_stream stream;
-	struct digest digest;
-	uint64_t loss_bits = 0;
-
-	/* SQLite keeps no NaN: all unknown losses are one. */
-	if (!isnan(row->loss))
-		memcpy(&loss_bits, &row->loss, sizeof(loss_bits));
-	digest_begin(&stream);
-	add_text(&stream, row->id);
-	add_number(&stream, row->step);
-	add_number(&stream, row->branch);
-	add_text(&stream, checkpoint_state_name(row->state));
-	digest_add(&stream, &row->root, sizeof(row->root));
-	digest_add(&stream, &row->parent_root, sizeof(row->parent_root));
-	add_number(&stream, row->file_bytes);
-	add_number(&stream, isnan(row->loss));
-	add_number(&stream, loss_bits);
-	add_number(&stream, row->trained_seconds);
-	add_number(&stream, row->keep);
-	add_text(&stream, row->created);
-	add_text(&stream, row->readback);
-	add_text(&stream, row->text);
-	digest = digest_end(&stream);
-	digest_to_hex(&digest, hex);
-}
-
-static void bind_text(sqlite3_stmt *statement, int index, const char *text)
-{
-	sqlite3_bind_text(statement, index, text, -1, SQLITE_TRANSIENT);
-}
-
-static void bind_number(sqlite3_stmt *statement, int index, uint64_t number)
-{
-	sqlite3_bind_int64(statement, index, (sqlite3_int64)number);
-}
-
-static void bind_row(sqlite3_stmt *statement, const struct catalog_row *row)
-{
-	char root[DIGEST_HEX_SIZE], parent[DIGEST_HEX_SIZE], digest[DIGEST_HEX_SIZE];
-
-	digest_to_hex(&row->root, root);
-	digest_to_hex(&row->parent_root, parent);
-	row_digest(row, digest);
-	bind_text(statement, 1, row->id);
-	bind_number(statement, 2, row->step);
-	bind_number(statement, 3, row->branch);
-	bind_text(statement, 4, checkpoint_state_name(row->state));
-	bind_text(statement, 5, root);
-	bind_text(statement, 6, parent);
-	bind_number(statement, 7, row->file_bytes);
-	sqlite3_bind_double(statement, 8, row->loss); /* NaN becomes NULL */
-	bind_number(statement, 9, row->trained_seconds);
-	bind_number(statement, 10, row->keep);
-	bind_text(statement, 11, row->created);
-	bind_text(statement, 12, row->readback);
-	bind_text(statement, 13, row->text);
-	bind_text(statement, 14, digest);
-}
-
-static int copy_text(sqlite3_stmt *statement, int column, char *ret, size_t size)
-{
-	const char *text = (const char *)sqlite3_column_text(statement, column);
-
-	if (text == NULL || strlen(text) >= size)
-		return -EBADMSG;
-	memcpy(ret, text, strlen(text) + 1);
-	return 0;
-}
-
-static int copy_digest(sqlite3_stmt *statement, int column, struct digest *ret)
-{
-	const char *text = (const char *)sqlite3_column_text(statement, column);
-
-	return text != NULL ? digest_from_hex(text, strlen(text), ret) : -EBADMSG;
-}
-
-/* -EBADMSG when the row is not what was written. */
-static int read_row(sqlite3_stmt *statement, struct catalog_row *ret)
-{
-	char state[16], said[DIGEST_HEX_SIZE], computed[DIGEST_HEX_SIZE];
-
-	memset(ret, 0, sizeof(*ret));
-	if (copy_text(statement, 0, ret->id, sizeof(ret->id)) < 0 ||
-		copy_text(statement, 3, state, sizeof(state)) < 0 ||
-		checkpoint_state_parse(state, &ret->state) < 0 ||
-		copy_digest(statement, 4, &ret->root) < 0 ||
-		copy_digest(statement, 5, &ret->parent_root) < 0 ||
-		copy_text(statement, 10, ret->created, sizeof(ret->created)) < 0 ||
-		copy_text(statement, 11, ret->readback, sizeof(ret->readback)) < 0 ||
-		copy_text(statement, 12, ret->text, sizeof(ret->text)) < 0 ||
-		copy_text(statement, 13, said, sizeof(said)) < 0)
-		return -EBADMSG;
-	ret->step = (uint64_t)sqlite3_column_int64(statement, 1);
-	ret->branch = (uint32_t)sqlite3_column_int64(statement, 2);
-	ret->file_bytes = (uint64_t)sqlite3_column_int64(statement, 6);
-	ret->loss = sqlite3_column_type(statement, 7) == SQLITE_NULL
-		? (double)NAN
-		: sqlite3_column_double(statement, 7);
-	ret->trained_seconds = (uint64_t)sqlite3_column_int64(statement, 8);
-	ret->keep = sqlite3_column_int64(statement, 9) != 0;
-	row_digest(ret, computed);
-	return strcmp(said, computed) == 0 ? 0 : -EBADMSG;
-}
 
 static int run_statement(
 	struct catalog *catalog, enum statement statement, struct error *err, const char *doing)
@@ -385,7 +284,7 @@ static int run_statement(
 
 int catalog_put(struct catalog *catalog, const struct catalog_row *row, struct error *err)
 {
-	bind_row(catalog->statements[PUT], row);
+	catalog_row_bind(catalog->statements[PUT], row);
 	return run_statement(catalog, PUT, err, "write a row");
 }
 
@@ -394,10 +293,10 @@ int catalog_get(struct catalog *catalog, const char *id, struct catalog_row *ret
 	sqlite3_stmt *statement = catalog->statements[GET];
 	int rc;
 
-	bind_text(statement, 1, id);
+	sqlite3_bind_text(statement, 1, id, -1, SQLITE_TRANSIENT);
 	rc = sqlite3_step(statement);
 	if (rc == SQLITE_ROW)
-		rc = read_row(statement, ret) == 0
+		rc = catalog_row_read(statement, catalog->version, ret) == 0
 			? 0
 			: error_set(err, -EBADMSG, "catalog: the row of %s is damaged", id);
 	else if (rc == SQLITE_DONE)
@@ -406,6 +305,12 @@ int catalog_get(struct catalog *catalog, const char *id, struct catalog_row *ret
 		rc = fail(catalog, err, "read a row");
 	sqlite3_reset(statement);
 	return rc;
+}
+
+void catalog_row_verified_now(struct catalog_row *row)
+{
+	memset(row->verified_at, 0, sizeof(row->verified_at));
+	clock_format_utc(clock_wall_ns(), row->verified_at);
 }
 
 /* Read, change, write in one transaction: the digest covers all columns. */
@@ -420,6 +325,8 @@ int catalog_set_state(struct catalog *catalog, const char *id, enum checkpoint_s
 	rc = catalog_get(catalog, id, &row, err);
 	if (rc == 0) {
 		row.state = state;
+		if (state == CHECKPOINT_VERIFIED)
+			catalog_row_verified_now(&row);
 		snprintf(row.text, sizeof(row.text), "%s", text != NULL ? text : "");
 		rc = catalog_put(catalog, &row, err);
 	}
@@ -471,7 +378,7 @@ int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *re
 
 		if (step != SQLITE_ROW)
 			rc = fail(catalog, err, "list its rows");
-		else if (read_row(statement, &row) < 0)
+		else if (catalog_row_read(statement, catalog->version, &row) < 0)
 			(*ret_bad)++;
 		else if (append_row(ret, ret_count, &capacity, &row) < 0)
 			rc = error_set(err, -ENOMEM, "no memory for the catalog's rows");
@@ -481,6 +388,26 @@ int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *re
 		free(*ret);
 		*ret = NULL;
 		*ret_count = 0;
+	}
+	return rc;
+}
+
+int catalog_list_version_1(const char *run_dir, struct catalog_row **ret, uint32_t *ret_count,
+	uint32_t *ret_bad, struct error *err)
+{
+	struct catalog *catalog;
+	int rc = open_version(run_dir, CATALOG_READ, 1, &catalog, err);
+
+	if (rc < 0)
+		return rc;
+	rc = catalog_list(catalog, ret, ret_count, ret_bad, err);
+	catalog_close(catalog);
+	for (uint32_t i = 0; rc == 0 && i < *ret_count; i++) {
+		struct catalog_row *row = &(*ret)[i];
+
+		/* Saved under this row: it was read back just before. */
+		if (row->state == CHECKPOINT_VERIFIED && row->readback[0] != '\0')
+			memcpy(row->verified_at, row->created, sizeof(row->verified_at));
 	}
 	return rc;
 }

@@ -22,6 +22,7 @@ struct preparation {
 	struct recovery_folder folder;
 	struct catalog *catalog; /* NULL: to be built anew */
 	char reason[ERROR_TEXT_MAX];
+	bool migrated; /* the rows are those of a catalog of version 1 */
 	/* What the catalog said, and what it is to say: one for each old row and each file. */
 	struct catalog_row *old, *rows;
 	uint32_t old_count, row_count;
@@ -72,6 +73,10 @@ static int read_catalog(struct preparation *p)
 	}
 	if (rc == 0)
 		rc = catalog_list(p->catalog, &p->old, &p->old_count, &bad, &err);
+	else if (rc == -ESTALE) {
+		rc = catalog_list_version_1(p->run_dir, &p->old, &p->old_count, &bad, &err);
+		p->migrated = rc == 0 && bad == 0;
+	}
 	if (rc == 0 && bad > 0)
 		rc = error_set(&err, -EBADMSG, "catalog: %u rows do not match their digest", bad);
 	if (rc == 0)
@@ -108,6 +113,7 @@ static void row_of_open_file(struct preparation *p, const struct checkpoint_info
 		ret->keep = scan_keeps(&p->folder.scan, &info->root);
 	} else {
 		recovery_row_of_info(&p->folder, info, CHECKPOINT_FOUND, ret);
+		recovery_row_carry(old, ret);
 	}
 }
 
@@ -142,7 +148,7 @@ static void tell_change(
 		return;
 	switch (row->state) {
 	case CHECKPOINT_FOUND:
-		if (p->catalog != NULL)
+		if (p->catalog != NULL || p->migrated)
 			recovery_tell(p->report, p->context, "adopted", "info", row->step,
 				"%s was not in the catalog: adopted, to be verified when it is "
 				"read",
@@ -258,8 +264,15 @@ static int rebuild(struct preparation *p, struct recovery_summary *ret)
 
 	if (rc < 0)
 		return rc;
-	snprintf(ret->catalog, sizeof(ret->catalog), "%s", created ? "created" : "rebuilt");
-	if (!created)
+	snprintf(ret->catalog, sizeof(ret->catalog), "%s",
+		p->migrated       ? "migrated"
+			: created ? "created"
+				  : "rebuilt");
+	if (p->migrated)
+		recovery_tell(p->report, p->context, "catalog", "info", 0,
+			"the catalog was brought from version 1 to version %d: %u rows, none lost",
+			CATALOG_VERSION, p->old_count);
+	else if (!created)
 		recovery_tell(p->report, p->context, "catalog", "warning", 0,
 			"the catalog was rebuilt from %u checkpoint files (%s)",
 			p->folder.scan.file_count, p->reason);

@@ -74,6 +74,17 @@ void recovery_row_of_info(const struct recovery_folder *folder, const struct che
 	snprintf(ret->created, sizeof(ret->created), "%s", info->created);
 }
 
+void recovery_row_carry(const struct catalog_row *old, struct catalog_row *ret)
+{
+	if (old == NULL || !digest_equal(&old->root, &ret->root))
+		return;
+	memcpy(ret->readback, old->readback, sizeof(ret->readback));
+	/* What was read just now counts more. */
+	if (ret->verified_at[0] == '\0')
+		memcpy(ret->verified_at, old->verified_at, sizeof(ret->verified_at));
+	memcpy(ret->mirrored_at, old->mirrored_at, sizeof(ret->mirrored_at));
+}
+
 void recovery_row_of_name(const struct recovery_folder *folder, const struct scan_file *file,
 	const struct catalog_row *old, enum checkpoint_state state, const char *text,
 	struct catalog_row *ret)

@@ -25,6 +25,8 @@ bool recovery_is_ours(int error);
 
 void recovery_row_of_info(const struct recovery_folder *folder, const struct checkpoint_info *info,
 	enum checkpoint_state state, struct catalog_row *ret);
+/* What no header says, from what was known of the same root; old may be NULL. */
+void recovery_row_carry(const struct catalog_row *old, struct catalog_row *ret);
 /* Of a file whose header cannot be used; old (may be NULL) gives what was known of it. */
 void recovery_row_of_name(const struct recovery_folder *folder, const struct scan_file *file,
 	const struct catalog_row *old, enum checkpoint_state state, const char *text,

@@ -132,11 +132,11 @@ static void mark_verified(
 	struct loading *loading, const struct scan_file *file, const struct checkpoint_info *info)
 {
 	struct catalog_row old, row;
+	bool known = old_row(loading, file, &old);
 
-	if (old_row(loading, file, &old) && old.state == CHECKPOINT_VERIFIED &&
-		digest_equal(&old.root, &info->root))
-		return;
 	recovery_row_of_info(&loading->folder, info, CHECKPOINT_VERIFIED, &row);
+	recovery_row_carry(known ? &old : NULL, &row);
+	catalog_row_verified_now(&row);
 	mark(loading, &row);
 }
 

@@ -142,17 +142,15 @@ static void row_of_saved(const struct cleaning *cleaning, const struct checkpoin
 	ret->trained_seconds = record->trained_ns / (uint64_t)NSEC_PER_SEC;
 	ret->keep = scan_keeps(&cleaning->folder.scan, &saved->root);
 	snprintf(ret->created, sizeof(ret->created), "%s", saved->created);
-	snprintf(ret->readback, sizeof(ret->readback), "%s", saved->direct ? "direct" : "cache");
-}
-
-/* A second save of a step answers with the first: its row stands already, unless it was lost. */
-static bool is_catalogued(const struct cleaning *cleaning, const struct checkpoint_saved *saved)
-{
-	for (uint32_t i = 0; i < cleaning->row_count; i++)
-		if (strcmp(cleaning->rows[i].id, saved->id) == 0)
-			return saved->already && cleaning->rows[i].state == CHECKPOINT_VERIFIED &&
-				digest_equal(&cleaning->rows[i].root, &saved->root);
-	return false;
+	catalog_row_verified_now(ret);
+	/* A second save of a step answers with the first, and has only read it. */
+	if (saved->already)
+		recovery_row_carry(recovery_find_row(cleaning->rows, cleaning->row_count,
+					   record->step, record->branch),
+			ret);
+	else
+		snprintf(ret->readback, sizeof(ret->readback), "%s",
+			saved->direct ? "direct" : "cache");
 }
 
 static int write_row(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
@@ -164,10 +162,8 @@ static int write_row(const char *run_dir, int run_fd, const struct checkpoint_sa
 
 	if (rc < 0)
 		return rc;
-	if (!is_catalogued(&cleaning, saved)) {
-		row_of_saved(&cleaning, saved, source, &row);
-		rc = catalog_put(cleaning.catalog, &row, err);
-	}
+	row_of_saved(&cleaning, saved, source, &row);
+	rc = catalog_put(cleaning.catalog, &row, err);
 	cleaning_fini(&cleaning);
 	if (rc == 0 && (rc = sys_fault("save.catalogued")) < 0)
 		error_set(err, rc, "catalog: %s", strerror(-rc));

@@ -45,7 +45,7 @@ static const struct {
 	const char *doors[4];
 } doors[] = {
 	{"uv.h", {"supervisor/"}},
-	{"sqlite3.h", {"store/catalog.c", "store/history.c", "store/database.c"}},
+	{"sqlite3.h", {"store/catalog", "store/history.c", "store/database.c"}},
 	{"sodium.h", {"base/digest.c", "base/rng.c"}},
 	{"cblas.h", {"daemon/ops/gemm_openblas.c"}},
 	{"openblas_config.h", {"daemon/ops/gemm_openblas.c"}},

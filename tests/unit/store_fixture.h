@@ -292,6 +292,29 @@ static inline void fixture_write(int dir_fd, const char *name, const void *data,
 	close(fd);
 }
 
+static inline void fixture_keep(struct fixture *fx, const struct digest *root)
+{
+	char name[80];
+
+	digest_to_hex(root, name);
+	strcat(name, ".keep");
+	fixture_write(fx->fd, name, "", 0);
+}
+
+/* A copy of tests/golden/from. Its size. */
+static inline size_t fixture_golden(int dir_fd, const char *from, const char *to)
+{
+	const char *source = getenv("CKPTD_SOURCE");
+	char path[512], *data;
+	size_t size;
+
+	snprintf(path, sizeof(path), "%s/tests/golden/%s", source != NULL ? source : ".", from);
+	assert_int_equal(file_read_all(AT_FDCWD, path, 1 << 20, &data, &size), 0);
+	fixture_write(dir_fd, to, data, size);
+	free(data);
+	return size;
+}
+
 /* Runs body in a child under a fault plan; true when SIGKILL ended it. */
 static inline bool fixture_dies(
 	struct fixture *fx, const char *plan, void (*body)(struct fixture *fx))

@@ -17,7 +17,10 @@ static struct catalog_row row_of(uint64_t step, enum checkpoint_state state)
 		.keep = step % 2 == 0,
 		.created = "2026-11-23T04:31:05.123Z",
 		.readback = "direct",
-		.text = "it's \"text\""};
+		.text = "it's \"text\"",
+		.verified_at = "2026-11-23T05:00:00.000Z",
+		.signer = "ab",
+		.mirrored_at = "2026-11-23T06:00:00.000Z"};
 
 	checkpoint_id_format(step, 2, row.id);
 	return row;
@@ -93,6 +96,23 @@ static void rows_come_back_as_they_were_put(void **state)
 	catalog_close(catalog);
 }
 
+static void verified_says_when(void **state)
+{
+	struct fixture *fx = *state;
+	struct catalog *catalog = make(fx);
+	struct catalog_row row = row_of(2, CHECKPOINT_FOUND), got;
+	char before[CLOCK_TEXT_SIZE];
+
+	clock_format_utc(clock_wall_ns(), before);
+	PASS(catalog_set_state(catalog, row.id, CHECKPOINT_CORRUPT, "chunk 3", &fx->err));
+	PASS(catalog_get(catalog, row.id, &got, &fx->err));
+	assert_string_equal(got.verified_at, row.verified_at);
+	PASS(catalog_set_state(catalog, row.id, CHECKPOINT_VERIFIED, "", &fx->err));
+	PASS(catalog_get(catalog, row.id, &got, &fx->err));
+	assert_true(strcmp(got.verified_at, before) >= 0);
+	catalog_close(catalog);
+}
+
 static void transaction_is_all_or_nothing(void **state)
 {
 	struct fixture *fx = *state;
@@ -117,7 +137,8 @@ static void p8_changed_row_is_not_believed(void **state)
 		"root = replace(root, substr(root, 1, 1), 'x')", "parent_root = root",
 		"file_bytes = 1", "loss = 0.5", "loss = NULL", "trained_seconds = 1",
 		"keep = 1 - keep", "created = ''", "readback = 'cache'", "text = ''",
-		"row_digest = ''", "state = 'verifie'"};
+		"verified_at = ''", "signer = ''", "mirrored_at = ''", "row_digest = ''",
+		"state = 'verifie'"};
 	struct fixture *fx = *state;
 
 	for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
@@ -149,7 +170,7 @@ static void open_never_creates(void **state)
 	catalog_close(make(fx));
 	sql(fx, "PRAGMA user_version = 99");
 	assert_int_equal(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err), -EPROTONOSUPPORT);
-	sql(fx, "PRAGMA user_version = 1; ALTER TABLE checkpoint DROP COLUMN readback");
+	sql(fx, "PRAGMA user_version = 2; ALTER TABLE checkpoint DROP COLUMN readback");
 	assert_int_equal(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err), -EBADMSG);
 }
 
@@ -167,6 +188,38 @@ static void readers_do_not_write(void **state)
 	assert_int_equal(count_rows(fx, reader, &bad), 4);
 	catalog_close(reader);
 	catalog_close(catalog);
+}
+
+/* tests/golden/catalog-v1.sqlite, which make_catalog_v1.py made. */
+static void p8_version_1_is_read_by_a_start_only(void **state)
+{
+	struct fixture *fx = *state;
+	struct catalog *catalog;
+	struct catalog_row *rows;
+	uint32_t count, bad;
+
+	fixture_golden(fx->run_fd, "catalog-v1.sqlite", "catalog.sqlite");
+	assert_int_equal(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err), -ESTALE);
+	assert_non_null(strstr(fx->err.text, "a start of ckptd brings it"));
+	PASS(catalog_list_version_1(fx->dir, &rows, &count, &bad, &fx->err));
+	assert_int_equal(count, 4);
+	assert_int_equal(bad, 0);
+	assert_string_equal(rows[0].id, "step-000004711-b0002");
+	assert_true(rows[0].keep && rows[0].loss == 0.03125 && rows[0].trained_seconds == 9422);
+	assert_string_equal(rows[0].verified_at, rows[0].created);
+	assert_true(isnan(rows[1].loss) && rows[1].verified_at[0] == '\0');
+	assert_string_equal(rows[2].text, "the file is gone");
+	assert_int_equal(rows[3].state, CHECKPOINT_DELETED);
+	assert_int_equal(rows[3].file_bytes, UINT64_C(1) << 40);
+	free(rows);
+	sql(fx, "UPDATE checkpoint SET step = 4712 WHERE step = 4711");
+	PASS(catalog_list_version_1(fx->dir, &rows, &count, &bad, &fx->err));
+	assert_int_equal(count, 3);
+	assert_int_equal(bad, 1);
+	free(rows);
+	/* What it does not do to another one. */
+	catalog_close(make(fx));
+	assert_int_equal(catalog_list_version_1(fx->dir, &rows, &count, &bad, &fx->err), -EBADMSG);
 }
 
 static int fill_none(struct catalog *catalog, void *context, struct error *err)
@@ -285,10 +338,12 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(rows_come_back_as_they_were_put),
+		TEST(verified_says_when),
 		TEST(transaction_is_all_or_nothing),
 		TEST(p8_changed_row_is_not_believed),
 		TEST(open_never_creates),
 		TEST(readers_do_not_write),
+		TEST(p8_version_1_is_read_by_a_start_only),
 		TEST(p8_old_log_never_speaks_for_a_new_catalog),
 		TEST(p8_replacement_may_end_anywhere),
 		TEST(old_rows_of_gone_files_are_forgotten),

@@ -543,19 +543,13 @@ static void header_must_agree_with_itself(void **state)
 static void p8_golden_version_1_is_accepted(void **state)
 {
 	const char *name = "step-000004711-b0002.safetensors";
-	const char *source = getenv("CKPTD_SOURCE");
 	struct fixture *fx = *state;
 	struct checkpoint_info info;
-	char root[DIGEST_HEX_SIZE], path[512], *header;
-	size_t size;
+	char root[DIGEST_HEX_SIZE];
+	size_t size = fixture_golden(fx->fd, "checkpoint-v1.header", name);
 	int fd;
 
-	snprintf(path, sizeof(path), "%s/tests/golden/checkpoint-v1.header",
-		source != NULL ? source : ".");
-	assert_int_equal(file_read_all(AT_FDCWD, path, 100000, &header, &size), 0);
-	fixture_write(fx->fd, name, header, size);
 	fixture_truncate(fx->fd, name, size + CHECKPOINT_CHUNK_BYTES);
-	free(header);
 	fd = checkpoint_open(fx->fd, name, &info, &fx->err);
 	PASS(fd);
 	digest_to_hex(&info.root, root);

@@ -270,15 +270,6 @@ static void spoil_catalog(struct fixture *fx, int how)
 	}
 }
 
-static void keep_mark(struct fixture *fx, const struct digest *root)
-{
-	char name[80];
-
-	digest_to_hex(root, name);
-	strcat(name, ".keep");
-	fixture_write(fx->fd, name, "", 0);
-}
-
 static void p8_lost_catalog_loses_nothing(void **state)
 {
 	for (int how = 0; how <= 5; how++) {
@@ -294,7 +285,7 @@ static void p8_lost_catalog_loses_nothing(void **state)
 		fx = *state;
 		PASS(catalog_replace(fx->dir, fx->run_fd, NULL, NULL, &fx->err));
 		first = fixture_save(fx, 1, 10);
-		keep_mark(fx, &first.root);
+		fixture_keep(fx, &first.root);
 		fixture_save(fx, 1, 20);
 		fixture_save(fx, 1, 30);
 		PASS(line_load(fx->fd, &line, &fx->err));
@@ -515,6 +506,20 @@ static void later_file_of_a_deleted_name_stays(void **state)
 	fixture_expect_load(fx, 1, 30);
 }
 
+/* When step's data were last read and matched; "" unknown. */
+static const char *verified_at(struct fixture *fx, uint64_t step)
+{
+	static struct catalog_row row;
+	struct catalog *catalog;
+	char id[CHECKPOINT_ID_SIZE];
+
+	checkpoint_id_format(step, 1, id);
+	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
+	PASS(catalog_get(catalog, id, &row, &fx->err));
+	catalog_close(catalog);
+	return row.verified_at;
+}
+
 static void p7_checkpoint_stands_without_its_row(void **state)
 {
 	struct fixture *fx = *state;
@@ -536,8 +541,10 @@ static void p7_checkpoint_stands_without_its_row(void **state)
 	fixture_expect_load(fx, 1, 40);
 	fixture_prepare(fx);
 	assert_int_equal(fixture_row_state(fx, 1, 40), CHECKPOINT_FOUND);
+	assert_string_equal(verified_at(fx, 40), "");
 	fixture_expect_load(fx, 1, 40);
 	assert_int_equal(fixture_row_state(fx, 1, 40), CHECKPOINT_VERIFIED);
+	assert_string_not_equal(verified_at(fx, 40), "");
 }
 
 /* -- retention and room -- */
@@ -551,7 +558,7 @@ static void p1_kept_ones_outlive_all(void **state)
 	fx->config.keep_last = 2;
 	fx->config.keep_every = 40;
 	first = fixture_save(fx, 1, 10);
-	keep_mark(fx, &first.root);
+	fixture_keep(fx, &first.root);
 	for (uint64_t step = 20; step <= 100; step += 10)
 		fixture_save(fx, 1, step);
 	for (uint64_t step = 10; step <= 100; step += 10) {
