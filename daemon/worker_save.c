@@ -121,7 +121,7 @@ static int make_room(const struct saver *saver, struct error *err)
 	struct worker *worker = saver->worker;
 
 	return recovery_make_room(worker->start.run_dir, worker->run_fd,
-		saver->state.header->block_bytes, &worker->start.config, worker_report, worker,
+		saver->state.header.block_bytes, &worker->start.config, worker_report, worker,
 		err);
 }
 

@@ -37,7 +37,7 @@
 
 static _Atomic uint64_t *slot_word(const struct state *state, uint32_t slot)
 {
-	CHECK(slot < state->header->slot_count && slot < STATE_SLOTS_MAX);
+	CHECK(slot < state->header.slot_count && slot < STATE_SLOTS_MAX);
 	return (_Atomic uint64_t *)(state->map + WORD_PAGE * STATE_PAGE + slot * WORD_SPACING);
 }
 
@@ -152,7 +152,7 @@ static void record_store(struct state *state, uint32_t page, const struct state_
 /* True when the slot that the record speaks of still holds what it speaks of. */
 static bool record_holds(const struct state *state, const struct state_record *record)
 {
-	if (record->slot >= state->header->slot_count)
+	if (record->slot >= state->header.slot_count)
 		return false;
 	uint64_t word = word_load(state, record->slot);
 	return (word & ~WORD_PIN) == word_make(SLOT_SEALED, record->slot_sequence);
@@ -169,7 +169,7 @@ static struct glance glance_take(const struct state *state)
 {
 	struct glance glance = {0};
 
-	for (uint32_t slot = 0; slot < state->header->slot_count; slot++)
+	for (uint32_t slot = 0; slot < state->header.slot_count; slot++)
 		glance.words[slot] = word_load(state, slot);
 	for (uint32_t page = RECORD_PAGE_FIRST; page <= RECORD_PAGE_LAST; page++)
 		glance.checks[page] = atomic_load_explicit(
@@ -234,7 +234,7 @@ static uint32_t free_slot(const struct state *state, uint32_t current, uint64_t 
 {
 	uint32_t best = NO_SLOT;
 
-	for (uint32_t slot = 0; slot < state->header->slot_count; slot++) {
+	for (uint32_t slot = 0; slot < state->header.slot_count; slot++) {
 		uint64_t word = word_load(state, slot);
 
 		if (slot == current || (word & WORD_PIN) != 0 ||
@@ -257,9 +257,9 @@ static bool in_place_allowed(const struct state *state, uint32_t current)
 {
 	if (current == NO_SLOT)
 		return false;
-	if (state->header->slot_count == 1)
+	if (state->header.slot_count == 1)
 		return true;
-	return state->header->slot_count == 2 && (word_load(state, 1 - current) & WORD_PIN) != 0;
+	return state->header.slot_count == 2 && (word_load(state, 1 - current) & WORD_PIN) != 0;
 }
 
 int state_begin_write(struct state *state, uint32_t *ret_slot)
@@ -313,7 +313,7 @@ void state_commit(struct state *state, uint32_t slot, struct state_record *recor
 	uint64_t word = word_load(state, slot), sequence = 0;
 
 	CHECK(word_state(word) == SLOT_WRITING && (word & WORD_PIN) == 0);
-	for (uint32_t i = 0; i < state->header->slot_count; i++)
+	for (uint32_t i = 0; i < state->header.slot_count; i++)
 		if (word_sequence(word_load(state, i)) > sequence)
 			sequence = word_sequence(word_load(state, i));
 	record->slot = slot;
@@ -324,11 +324,9 @@ void state_commit(struct state *state, uint32_t slot, struct state_record *recor
 
 void state_commit_record(struct state *state, struct state_record *record)
 {
-	struct state_record newest;
-
-	CHECK(state_newest_record(state, &newest) == 0);
-	record->slot = newest.slot;
-	record->slot_sequence = newest.slot_sequence;
+	/* Not those of the newest record: when that one's page is damaged, they are of an older
+	 * state, and this record would speak of it as if it were the current one. */
+	CHECK(record_holds(state, record));
 	record_publish(state, record);
 }
 
@@ -343,7 +341,7 @@ void state_empty_all(struct state *state)
 	struct state_record none;
 
 	memset(&none, 0, sizeof(none)); /* its check is not that of zeros: void */
-	for (uint32_t slot = 0; slot < state->header->slot_count; slot++)
+	for (uint32_t slot = 0; slot < state->header.slot_count; slot++)
 		word_force(state, slot, SLOT_EMPTY);
 	for (uint32_t page = RECORD_PAGE_FIRST; page <= RECORD_PAGE_LAST; page++)
 		record_store(state, page, &none);
@@ -353,7 +351,7 @@ void state_empty_all(struct state *state)
 
 static bool any_pinned(const struct state *state, uint32_t *ret_slot)
 {
-	for (uint32_t slot = 0; slot < state->header->slot_count; slot++)
+	for (uint32_t slot = 0; slot < state->header.slot_count; slot++)
 		if ((word_load(state, slot) & WORD_PIN) != 0) {
 			*ret_slot = slot;
 			return true;
@@ -382,7 +380,7 @@ int state_pin_newest(struct state *state, struct state_record *ret)
 
 void state_unpin_all(struct state *state)
 {
-	for (uint32_t slot = 0; slot < state->header->slot_count; slot++) {
+	for (uint32_t slot = 0; slot < state->header.slot_count; slot++) {
 		uint64_t word = word_load(state, slot);
 
 		while (!word_swap(state, slot, word, word & ~WORD_PIN))
@@ -392,7 +390,7 @@ void state_unpin_all(struct state *state)
 
 void state_clear_writing(struct state *state)
 {
-	for (uint32_t slot = 0; slot < state->header->slot_count; slot++)
+	for (uint32_t slot = 0; slot < state->header.slot_count; slot++)
 		if (word_state(word_load(state, slot)) == SLOT_WRITING)
 			word_force(state, slot, SLOT_EMPTY);
 }
@@ -413,7 +411,7 @@ int state_pinned_record(const struct state *state, struct state_record *ret)
 
 bool state_still_pinned(const struct state *state, const struct state_record *record)
 {
-	if (record->slot >= state->header->slot_count)
+	if (record->slot >= state->header.slot_count)
 		return false;
 	return word_load(state, record->slot) ==
 		(word_make(SLOT_SEALED, record->slot_sequence) | WORD_PIN);

@@ -95,13 +95,14 @@ struct state_header {
 
 enum slot_state { SLOT_EMPTY, SLOT_WRITING, SLOT_SEALED };
 
-/* A view of the memory. The supervisor maps only what is before the slots (block == NULL). */
+/* A view of the memory. The supervisor maps only what is before the slots. header is the view's own
+ * copy, checked when it was mapped: sizes and places never come from memory that others write. */
 struct state {
 	int fd;
 	uint8_t *map;
 	size_t mapped_bytes;
 	bool with_slots;
-	struct state_header *header;
+	struct state_header header;
 };
 
 /* Creates, sizes and allocates the memfd (fallocate: too little memory is -ENOMEM here, not a
@@ -119,6 +120,12 @@ void state_unmap(struct state *state);
 int state_check_identity(const struct state *state, const uint8_t *run_id,
 	const struct digest *model_digest, struct error *err);
 
+/* The ladder's bytes in the header page. */
+uint8_t *state_ladder(const struct state *state);
+/* Writes the header page (but for the ladder) again from the view's copy, so that a bit that
+ * flipped there keeps nobody from mapping it; true when it was not what it should be. */
+bool state_restore_header(struct state *state);
+
 /* The block and the sum table of a slot (maps with slots only). */
 float *state_section(const struct state *state, uint32_t slot, uint32_t section);
 uint64_t *state_sums(const struct state *state, uint32_t slot);
@@ -134,7 +141,8 @@ int state_begin_write(struct state *state, uint32_t *ret_slot);
 /* Seals the slot and then writes the record; fills in sequence, slot_sequence, slot and check. The
  * sum table of the slot must be complete and its digest in the record. */
 void state_commit(struct state *state, uint32_t slot, struct state_record *record);
-/* A skipped update: a new record for the current slot and nothing else. */
+/* A skipped update: a new record and nothing else; it keeps the slot and slot_sequence it came
+ * with, which must still hold. */
 void state_commit_record(struct state *state, struct state_record *record);
 /* Gives a slot in writing back as empty (before anything was destroyed in it). */
 void state_abort_write(struct state *state, uint32_t slot);

@@ -126,7 +126,7 @@ int state_map(struct state *state, int fd, bool with_slots, struct error *err)
 		.map = map,
 		.mapped_bytes = bytes,
 		.with_slots = with_slots,
-		.header = map};
+		.header = header};
 	return 0;
 }
 
@@ -140,21 +140,36 @@ void state_unmap(struct state *state)
 int state_check_identity(const struct state *state, const uint8_t *run_id,
 	const struct digest *model_digest, struct error *err)
 {
-	if (memcmp(state->header->run_id, run_id, STATE_RUN_ID_SIZE) != 0)
+	if (memcmp(state->header.run_id, run_id, STATE_RUN_ID_SIZE) != 0)
 		return error_set(err, -ESTALE, "state memory: it belongs to another run");
-	if (!digest_equal(&state->header->model_digest, model_digest))
+	if (!digest_equal(&state->header.model_digest, model_digest))
 		return error_set(err, -ESTALE, "state memory: it belongs to another model");
 	return 0;
 }
 
+uint8_t *state_ladder(const struct state *state)
+{
+	return state->map + offsetof(struct state_header, ladder);
+}
+
+bool state_restore_header(struct state *state)
+{
+	size_t size = offsetof(struct state_header, ladder);
+
+	if (memcmp(state->map, &state->header, size) == 0)
+		return false;
+	memcpy(state->map, &state->header, size);
+	return true;
+}
+
 uint64_t state_sum_count(const struct state *state)
 {
-	return sum_count(state->header->section_bytes);
+	return sum_count(state->header.section_bytes);
 }
 
 float *state_section(const struct state *state, uint32_t slot, uint32_t section)
 {
-	const struct state_header *header = state->header;
+	const struct state_header *header = &state->header;
 
 	CHECK(state->with_slots && slot < header->slot_count && section < SECTION_COUNT);
 	return (float *)(state->map + slots_offset(header->section_bytes, header->slot_count) +
@@ -163,6 +178,6 @@ float *state_section(const struct state *state, uint32_t slot, uint32_t section)
 
 uint64_t *state_sums(const struct state *state, uint32_t slot)
 {
-	CHECK(state->with_slots && slot < state->header->slot_count);
+	CHECK(state->with_slots && slot < state->header.slot_count);
 	return (uint64_t *)(state->map + HEAD_BYTES) + slot * state_sum_count(state);
 }

@@ -56,16 +56,26 @@ void memory_keep_ladder(struct supervisor *sup)
 	if (!sup->has_memory)
 		return;
 	ladder_seal(&sup->ladder);
-	memcpy(sup->memory.header->ladder, &sup->ladder, sizeof(sup->ladder));
+	memcpy(state_ladder(&sup->memory), &sup->ladder, sizeof(sup->ladder));
 }
 
 static void restore_ladder(struct supervisor *sup)
 {
 	struct ladder ladder;
 
-	memcpy(&ladder, sup->memory.header->ladder, sizeof(ladder));
+	memcpy(&ladder, state_ladder(&sup->memory), sizeof(ladder));
 	if (ladder_valid(&ladder))
 		sup->ladder = ladder;
+}
+
+/* Before a worker maps it: a worker believes only a header that is whole. */
+void memory_restore_header(struct supervisor *sup)
+{
+	CHECK(sup->has_memory);
+	if (state_restore_header(&sup->memory))
+		sup_event(sup, "warning", "memory",
+			"the header of the state memory had changed by itself and was written "
+			"again: this machine's memory may be failing");
 }
 
 /* -- taking it -- */
@@ -77,7 +87,7 @@ static int take_memory(struct supervisor *sup, int fd, struct error *err)
 	if (code < 0)
 		return code;
 	code = state_check_identity(&sup->memory, sup->run.id, &sup->prepared.model_digest, err);
-	if (code == 0 && sup->memory.header->section_bytes != sup->prepared.section_bytes)
+	if (code == 0 && sup->memory.header.section_bytes != sup->prepared.section_bytes)
 		code = error_set(err, -ESTALE, "its sections have another size");
 	if (code < 0) {
 		state_unmap(&sup->memory);
@@ -85,7 +95,7 @@ static int take_memory(struct supervisor *sup, int fd, struct error *err)
 	}
 	CHECK(!sup->has_memory);
 	sup->has_memory = true;
-	sup->memory_bytes = sup->memory.header->total_bytes;
+	sup->memory_bytes = sup->memory.header.total_bytes;
 	sup->revision++;
 	return 0;
 }

@@ -96,6 +96,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	CHECK(sup->has_run && sup->state != FSM_ENDED);
 	if (memory_newest(sup, &saver->record) < 0)
 		return -ENOENT;
+	memory_restore_header(sup);
 	int code = state_pin_newest(&sup->memory, &saver->record);
 
 	if (code < 0)
@@ -347,7 +348,7 @@ static void watch_saver(struct supervisor *sup, nsec_t now_ns)
 	struct saver *saver = &sup->saver;
 	nsec_t age_ns = now_ns - saver->child.begun_ns;
 	nsec_t limit_ns = LIMIT_NS +
-		(nsec_t)(sup->memory.header->block_bytes / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
+		(nsec_t)(sup->memory.header.block_bytes / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
 
 	CHECK(saver->in_flight && child_alive(&saver->child));
 	if (!saver->foreground && sup->config.interval > 0 &&

@@ -134,7 +134,7 @@ static json_t *slots_json(const struct supervisor *sup)
 		"one slot: a save stalls training, a death goes back to the last checkpoint",
 		"two slots: a death during a save repeats the steps since the save began",
 		"three slots: no finished step is lost, saves do not stall training"};
-	uint32_t count = sup->has_memory ? sup->memory.header->slot_count : 0;
+	uint32_t count = sup->has_memory ? sup->memory.header.slot_count : 0;
 
 	CHECK(count <= STATE_SLOTS_MAX);
 	return json_pack("{s:i, s:I, s:b, s:b, s:s}", "count", (int)count, "bytes",

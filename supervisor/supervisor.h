@@ -234,6 +234,7 @@ void memory_release(struct supervisor *sup);
 /* The newest record that may be resumed or saved: on the line. -ENOENT. */
 int memory_newest(const struct supervisor *sup, struct state_record *ret);
 void memory_keep_ladder(struct supervisor *sup);
+void memory_restore_header(struct supervisor *sup);
 void memory_empty(struct supervisor *sup);
 
 /* -- trainer.c -- */

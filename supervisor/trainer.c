@@ -80,6 +80,7 @@ void trainer_start(struct supervisor *sup)
 	CHECK(!child_alive(&sup->trainer) && !child_alive(&sup->preparer));
 	CHECK(sup->has_memory && sup->prepared.known);
 	CHECK(!sup->forking && !sup->fork_pending);
+	memory_restore_header(sup);
 	worker_options(sup, &options);
 	options.state_fd = sup->memory.fd;
 	options.progress_fd = sup->progress_fd;

@@ -44,7 +44,7 @@ static void test_p9_what_is_not_state_memory_is_refused(void **unused)
 	struct state state;
 
 	make(&state, 2);
-	size_t total = (size_t)state.header->total_bytes;
+	size_t total = (size_t)state.header.total_bytes;
 	struct state again;
 	struct error err;
 	int fd = copy_of(&state, total, seals, 0, 0);
@@ -74,7 +74,7 @@ static void test_the_size_cannot_change(void **unused)
 	make(&state, 1);
 	assert_int_equal(ftruncate(state.fd, STATE_PAGE), -1);
 	assert_int_equal(errno, EPERM);
-	assert_int_equal(ftruncate(state.fd, (off_t)state.header->total_bytes * 2), -1);
+	assert_int_equal(ftruncate(state.fd, (off_t)state.header.total_bytes * 2), -1);
 	assert_true((fcntl(state.fd, F_GETFD) & FD_CLOEXEC) != 0);
 	drop(&state);
 }
@@ -124,7 +124,7 @@ static void test_layout_has_no_overlap(void **unused)
 			assert_int_equal((size_t)(at - state.map) % SECTION_ALIGN, 0);
 			end = at + SECTION;
 		}
-	assert_true((size_t)(end - state.map) == state.header->total_bytes);
+	assert_true((size_t)(end - state.map) == state.header.total_bytes);
 	drop(&state);
 }
 
