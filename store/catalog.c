@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CATALOG_NAME "catalog.sqlite"
 #define CATALOG_NEW "catalog.new"
@@ -117,13 +118,13 @@ static int pragma_number(struct catalog *catalog, const char *sql, int64_t *ret)
 	return rc == SQLITE_ROW ? 0 : -1;
 }
 
-static int quick_check(struct catalog *catalog, struct error *err)
+static int check_integrity(struct catalog *catalog, struct error *err)
 {
 	sqlite3_stmt *statement = NULL;
 	const char *text = NULL;
 	int rc;
 
-	if (sqlite3_prepare_v2(catalog->db, "PRAGMA quick_check(1)", -1, &statement, NULL) !=
+	if (sqlite3_prepare_v2(catalog->db, "PRAGMA integrity_check(1)", -1, &statement, NULL) !=
 		SQLITE_OK) {
 		sqlite3_finalize(statement);
 		return fail(catalog, err, "check it");
@@ -205,6 +206,17 @@ static int open_database(
 	return rc;
 }
 
+/* SQLite takes a database whose header asks for a later way of writing, and then only reads it: the
+ * error would come at each save and never go. */
+static int check_writable(struct catalog *catalog, struct error *err)
+{
+	if (sqlite3_db_readonly(catalog->db, "main") != 1)
+		return 0;
+	if (access(sqlite3_db_filename(catalog->db, "main"), W_OK) < 0)
+		return error_set(err, -EACCES, "catalog: cannot write it: %s", strerror(errno));
+	return error_set(err, -EBADMSG, "catalog: it is damaged: its header forbids writing");
+}
+
 static int check_exists(const char *run_dir, struct error *err)
 {
 	char path[PATH_SIZE];
@@ -241,7 +253,9 @@ static int open_version(const char *run_dir, enum catalog_mode mode, int version
 	if (rc == 0)
 		rc = check_version(catalog, err);
 	if (rc == 0)
-		rc = quick_check(catalog, err);
+		rc = check_integrity(catalog, err);
+	if (rc == 0 && mode == CATALOG_WRITE)
+		rc = check_writable(catalog, err);
 	if (rc == 0)
 		rc = prepare_statements(catalog, err);
 	if (rc < 0) {

@@ -16,8 +16,8 @@ struct catalog; /* one connection; used by one thread */
 enum catalog_mode { CATALOG_READ, CATALOG_WRITE };
 
 /* Opens an existing catalog (never creates). -ENOENT, -EBADMSG (not a database, wrong schema,
- * quick_check fails), -EPROTONOSUPPORT (a newer user_version), -ESTALE (an older one: only a start
- * brings it to this one). */
+ * integrity_check fails), -EPROTONOSUPPORT (a newer user_version), -ESTALE (an older one: only a
+ * start brings it to this one). */
 int catalog_open(
 	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err);
 void catalog_close(struct catalog *catalog);

@@ -92,7 +92,8 @@ static int copy_text(sqlite3_stmt *statement, int column, char *ret, size_t size
 {
 	const char *text = (const char *)sqlite3_column_text(statement, column);
 
-	if (text == NULL || strlen(text) >= size)
+	if (text == NULL || strlen(text) >= size ||
+		strlen(text) != (size_t)sqlite3_column_bytes(statement, column))
 		return -EBADMSG;
 	memcpy(ret, text, strlen(text) + 1);
 	return 0;
@@ -108,6 +109,7 @@ static int copy_digest(sqlite3_stmt *statement, int column, struct digest *ret)
 int catalog_row_read(sqlite3_stmt *statement, int version, struct catalog_row *ret)
 {
 	char state[16], said[DIGEST_HEX_SIZE], computed[DIGEST_HEX_SIZE];
+	int64_t branch, keep;
 
 	memset(ret, 0, sizeof(*ret));
 	if (copy_text(statement, 0, ret->id, sizeof(ret->id)) < 0 ||
@@ -124,13 +126,18 @@ int catalog_row_read(sqlite3_stmt *statement, int version, struct catalog_row *r
 		copy_text(statement, 16, said, sizeof(said)) < 0)
 		return -EBADMSG;
 	ret->step = (uint64_t)sqlite3_column_int64(statement, 1);
-	ret->branch = (uint32_t)sqlite3_column_int64(statement, 2);
+	branch = sqlite3_column_int64(statement, 2);
+	keep = sqlite3_column_int64(statement, 9);
+	/* The digest sees them only after they were narrowed. */
+	if (branch < 0 || branch > UINT32_MAX || keep < 0 || keep > 1)
+		return -EBADMSG;
+	ret->branch = (uint32_t)branch;
 	ret->file_bytes = (uint64_t)sqlite3_column_int64(statement, 6);
 	ret->loss = sqlite3_column_type(statement, 7) == SQLITE_NULL
 		? (double)NAN
 		: sqlite3_column_double(statement, 7);
 	ret->trained_seconds = (uint64_t)sqlite3_column_int64(statement, 8);
-	ret->keep = sqlite3_column_int64(statement, 9) != 0;
+	ret->keep = keep == 1;
 	row_digest(ret, version, computed);
 	return strcmp(said, computed) == 0 ? 0 : -EBADMSG;
 }
