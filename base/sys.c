@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #define FAULTS_MAX 16
@@ -254,6 +255,15 @@ int sys_ftruncate(int fd, off_t size)
 	if (code < 0)
 		return code;
 	return ftruncate(fd, size) < 0 ? -errno : 0;
+}
+
+int sys_flock(int fd, int operation)
+{
+	int code = sys_fault("flock");
+
+	if (code < 0)
+		return code;
+	return flock(fd, operation) < 0 ? -errno : 0;
 }
 
 int sys_fstat(int fd, struct stat *ret)

@@ -26,6 +26,7 @@ int sys_fsync(int fd);
 int sys_fdatasync(int fd);
 int sys_fallocate(int fd, off_t size);
 int sys_ftruncate(int fd, off_t size);
+int sys_flock(int fd, int operation); /* with LOCK_NB */
 int sys_fstat(int fd, struct stat *ret);
 int sys_fstatat(int dir_fd, const char *path, struct stat *ret); /* never follows a link */
 int sys_mkdirat(int dir_fd, const char *path, mode_t mode);

@@ -95,6 +95,18 @@ int verb_rollback(struct ctl *ctl, const struct args *args)
 	return CTL_OK;
 }
 
+int verb_keep(struct ctl *ctl, const struct args *args)
+{
+	json_t *parameters = json_pack(
+		"{s:s,s:b}", "id", args->positional[0], "keep", !args_flag(args, "off"));
+	AUTO_JSON reply = NULL;
+	int code = ctl_call(ctl, "Keep", parameters, ANSWER_SECONDS, &reply);
+
+	if (code == CTL_OK)
+		print_clean(ctl, "", json_get_text(reply, "text", "done"), "\n");
+	return code;
+}
+
 int verb_verify(struct ctl *ctl, const struct args *args)
 {
 	json_t *parameters = args->positional_count > 0

@@ -37,6 +37,8 @@ static const struct verb verbs[] = {
 		"Saves and stops; --exit ends ckptd too, --now does not save."},
 	{"rollback", "[ID]", "", 0, 1, verb_rollback,
 		"Goes on from checkpoint ID (the one before the newest) on a new branch."},
+	{"keep", "ID [--off]", "off", 1, 1, verb_keep,
+		"Keeps checkpoint ID whatever retention says, until --off."},
 	{"verify", "[ID] [--json]", "", 0, 1, verb_verify,
 		"Reads a checkpoint (all of them) again and compares it with its digest."},
 	{"sample",

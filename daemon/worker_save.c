@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SAVE_TRIES 3
+
 struct saver {
 	struct worker *worker;
 	struct state state;
@@ -100,52 +102,42 @@ static int open_store(struct saver *saver, struct error *err)
 	return 0;
 }
 
-/* The root of the newest verified checkpoint on the line; zero when there is none. */
-static struct digest parent_root(const struct worker *worker)
+/* The newest verified checkpoint on the line, by its header. */
+static bool open_parent(const struct worker *worker, struct checkpoint_info *ret)
 {
-	struct checkpoint_info info;
-	struct digest root = {0};
 	struct error err;
 	int fd;
 
-	if (recovery_pick(worker->start.run_dir, worker->run_fd, NULL, &info, &fd, &err) < 0)
-		return root;
-	root = info.root;
-	checkpoint_info_fini(&info);
+	if (recovery_pick(worker->start.run_dir, worker->run_fd, NULL, ret, &fd, &err) < 0)
+		return false;
 	sys_close(fd);
-	return root;
+	return true;
 }
 
-static int make_room(const struct saver *saver, struct error *err)
-{
-	struct worker *worker = saver->worker;
-
-	return recovery_make_room(worker->start.run_dir, worker->run_fd,
-		saver->state.header.block_bytes, &worker->start.config, worker_report, worker,
-		err);
-}
-
-/* Steps 1 to 6; on a full disk once more after making room. */
+/* Steps 1 to 6. On a full disk once more after making room, and at last after giving up as much as
+ * is needed whatever the disk says it has. */
 static int publish(struct saver *saver, const struct checkpoint_source *source,
 	struct checkpoint_saved *ret, struct error *err)
 {
+	struct worker *worker = saver->worker;
 	int r = fault_at("save.begin", source->attempt);
 
 	if (r < 0)
 		return error_set(err, r, "cannot write a checkpoint: %s", strerror(-r));
-	r = make_room(saver, err);
-	if (r < 0)
-		return r;
-	r = checkpoint_save(saver->checkpoints_fd, source, ret, err);
-	if (r != -ENOSPC && r != -EDQUOT)
-		return r;
-	if (make_room(saver, err) < 0)
-		return r;
-	return checkpoint_save(saver->checkpoints_fd, source, ret, err);
+	for (int try = 0;; try++) {
+		r = recovery_make_room(worker->start.run_dir, worker->run_fd,
+			saver->state.header.block_bytes, try == SAVE_TRIES - 1, worker_report,
+			worker, err);
+		if (r < 0)
+			return r;
+		r = checkpoint_save(saver->checkpoints_fd, source, ret, err);
+		if ((r != -ENOSPC && r != -EDQUOT) || try == SAVE_TRIES - 1)
+			return r;
+	}
 }
 
-static int say_saved(
-	const struct saver *saver, const struct checkpoint_saved *saved, bool catalogued)
+static int say_saved(const struct saver *saver, const struct checkpoint_saved *saved,
+	const struct recovery_outcome *outcome, bool stale)
 {
 	struct worker *worker = saver->worker;
 	char root[DIGEST_HEX_SIZE], path[PATH_MAX + 64];
@@ -155,12 +147,13 @@ static int say_saved(
 	snprintf(path, sizeof(path), "%s/checkpoints/%s" CHECKPOINT_SUFFIX, worker->start.run_dir,
 		saved->id);
 	r = worker_link_send(&worker->link,
-		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:b,s:b,s:I,s:I}}", "saved", "id",
-			saved->id, "step", (json_int_t)saver->record.step, "branch",
+		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:b,s:b,s:I,s:b,s:I,s:I}}", "saved",
+			"id", saved->id, "step", (json_int_t)saver->record.step, "branch",
 			(json_int_t)saver->record.branch, "root", root, "path", path, "bytes",
 			(json_int_t)saved->file_bytes, "readback",
-			saved->direct ? "direct" : "cache", "catalogued", (int)catalogued,
-			"already", (int)saved->already, "ms_write",
+			saved->direct ? "direct" : "cache", "catalogued", (int)outcome->catalogued,
+			"already", (int)saved->already, "over_bytes",
+			(json_int_t)outcome->over_bytes, "stale", (int)stale, "ms_write",
 			(json_int_t)(saved->write_ns / NSEC_PER_MSEC), "ms_total",
 			(json_int_t)(saved->total_ns / NSEC_PER_MSEC)));
 	return r < 0 ? LINK_EXIT_FAILED : LINK_EXIT_DONE;
@@ -175,27 +168,34 @@ static int save(struct saver *saver)
 		.sums = saver->sums,
 		.table = &saver->model.table,
 		.config = &saver->config,
-		.parent_root = parent_root(worker),
 		.still_valid = still_valid,
 		.context = saver,
 		.attempt = worker->start.attempt,
 		.threads = worker->start.foreground ? (uint32_t)omp_get_max_threads() : 1,
 	};
+	struct recovery_outcome outcome = {.catalogued = false};
 	struct checkpoint_saved saved;
-	bool catalogued = false;
+	struct checkpoint_info parent;
+	bool stale = false;
 	struct error err;
-	int r = publish(saver, &source, &saved, &err);
+	int r;
 
+	if (open_parent(worker, &parent)) {
+		source.parent_root = parent.root;
+		stale = checkpoint_weights_stale(&parent, &source);
+		checkpoint_info_fini(&parent);
+	}
+	r = publish(saver, &source, &saved, &err);
 	if (r < 0)
 		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
 	/* The checkpoint stands from here on, whatever becomes of its row. */
 	r = recovery_catalog_saved(worker->start.run_dir, worker->run_fd, &saved, &source,
-		&worker->start.config, &catalogued, worker_report, worker, &err);
-	if (r < 0 || !catalogued)
+		&worker->start.config, &outcome, worker_report, worker, &err);
+	if (r < 0 || !outcome.catalogued)
 		worker_event(&worker->link, "catalog", "warning", saver->record.step,
 			"%s is verified, but %s: %s", saved.id,
-			catalogued ? "retention failed" : "not catalogued", err.text);
-	return say_saved(saver, &saved, catalogued);
+			outcome.catalogued ? "retention failed" : "not catalogued", err.text);
+	return say_saved(saver, &saved, &outcome, stale && !saved.already);
 }
 
 int worker_save(struct worker *worker)

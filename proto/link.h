@@ -31,7 +31,8 @@
  *   {"preview": {"step", "path"}}                                                  trainer
  *   {"finished": {"step"}}        steps_total is reached; exit code follows
  *   {"saved": {"id", "step", "branch", "root", "path", "bytes", "readback": "direct"|"cache",
- *              "catalogued": bool, "already": bool, "ms_write", "ms_total"}}       save
+ *              "catalogued": bool, "already": bool, "over_bytes": beyond keep_bytes,
+ *              "stale": the weights of the one before, "ms_write", "ms_total"}}    save
  *   {"verified": {"id", "ok": bool, "text"}}                                       verify, each
  *   {"sampled": {"path", "id", "step"}}                                            sample
  *   {"failed": {"text": one line}}  before any exit other than DONE

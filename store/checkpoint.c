@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/panic.h"
+#include "base/seal.h"
 #include "base/sys.h"
 #include "proto/json.h"
 #include "store/checkpoint_header.h"
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #define HEX (DIGEST_HEX_SIZE - 1)
@@ -72,6 +74,23 @@ int checkpoint_id_parse(const char *id, uint64_t *ret_step, uint32_t *ret_branch
 	*ret_step = step;
 	*ret_branch = branch;
 	return 0;
+}
+
+struct digest checkpoint_weights_digest(const struct tensor_table *table, const uint64_t *sums)
+{
+	CHECK(table->section_bytes % SEAL_CHUNK_BYTES == 0 && SECTION_WEIGHTS == 0);
+	return digest_of(sums, table->section_bytes / SEAL_CHUNK_BYTES * sizeof(*sums));
+}
+
+/* A learning rate of 0 is asked for. */
+bool checkpoint_weights_stale(
+	const struct checkpoint_info *parent, const struct checkpoint_source *source)
+{
+	struct digest weights = checkpoint_weights_digest(source->table, source->sums);
+
+	return parent->has_weights_digest && digest_equal(&parent->weights_digest, &weights) &&
+		parent->record.update_count != source->record->update_count &&
+		source->config->learning_rate > 0;
 }
 
 void checkpoint_info_fini(struct checkpoint_info *info)
@@ -203,6 +222,10 @@ static int read_record(
 	if (created == NULL || strlen(created) >= sizeof(info->created) ||
 		metadata_digest(header, "parent_root", &info->parent_root) < 0)
 		return error_set(err, -EBADMSG, "its metadata lack a member");
+	info->has_weights_digest = st_header_metadata(header, "weights_digest") != NULL;
+	if (info->has_weights_digest &&
+		metadata_digest(header, "weights_digest", &info->weights_digest) < 0)
+		return error_set(err, -EBADMSG, "its weights_digest is broken");
 	snprintf(info->created, sizeof(info->created), "%s", created);
 	checkpoint_id_format(info->record.step, info->record.branch, info->id);
 	return 0;
@@ -383,6 +406,15 @@ static int read_content(const char *json, size_t size, const char *file_name,
 	return rc;
 }
 
+/* Shared, for as long as the descriptor lives: retention leaves alone what somebody reads. A file
+ * system without such locks costs that and nothing else, as an open file outlives its name. */
+static int lock_shared(int fd, struct error *err)
+{
+	if (sys_flock(fd, LOCK_SH | LOCK_NB) != -EWOULDBLOCK)
+		return 0;
+	return error_set(err, -ENOENT, "it is just being deleted");
+}
+
 static int open_checked(int checkpoints_fd, int fd, const char *file_name,
 	struct checkpoint_info *info, struct error *err)
 {
@@ -391,7 +423,9 @@ static int open_checked(int checkpoints_fd, int fd, const char *file_name,
 	size_t size = 0;
 	int rc;
 
-	rc = check_file(checkpoints_fd, fd, &stat, err);
+	rc = lock_shared(fd, err);
+	if (rc == 0)
+		rc = check_file(checkpoints_fd, fd, &stat, err);
 	if (rc < 0)
 		return rc;
 	info->file_bytes = (uint64_t)stat.st_size;

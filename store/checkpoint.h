@@ -40,6 +40,8 @@ struct checkpoint_info {
 	char id[CHECKPOINT_ID_SIZE];
 	struct state_record record;
 	struct digest root, parent_root;
+	bool has_weights_digest; /* files of before have none */
+	struct digest weights_digest;
 	char created[CLOCK_TEXT_SIZE];
 	uint64_t file_bytes, data_offset, block_bytes, section_bytes;
 	uint32_t chunk_count;
@@ -51,7 +53,8 @@ void checkpoint_info_fini(struct checkpoint_info *info);
 
 /* Opens (O_NOFOLLOW, regular, one link, of our uid, root's or the folder's), parses and checks the
  * header against the root's rules that need no data. The error class tells recovery what to write
- * down: -EBADMSG corrupt, -EPROTONOSUPPORT refused, others unreadable. Returns the descriptor. */
+ * down: -EBADMSG corrupt, -EPROTONOSUPPORT refused, others unreadable. Returns the descriptor; as
+ * long as it is open, retention leaves the file alone (flock, shared). */
 int checkpoint_open(
 	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err);
 
@@ -76,6 +79,13 @@ struct checkpoint_source {
 	uint32_t attempt;
 	uint32_t threads;
 };
+
+/* Of the weights' part of the sum table: equal when the weights are, bit for bit. */
+struct digest checkpoint_weights_digest(const struct tensor_table *table, const uint64_t *sums);
+/* The weights are still those of the parent though updates were made since: a trainer that saves
+ * what it does not train, or trains what it does not save. */
+bool checkpoint_weights_stale(
+	const struct checkpoint_info *parent, const struct checkpoint_source *source);
 
 struct checkpoint_saved {
 	char id[CHECKPOINT_ID_SIZE];

@@ -66,7 +66,8 @@ static int set_digests(
 	json_t *metadata, const struct checkpoint_source *source, uint32_t chunk_count)
 {
 	size_t size = (size_t)chunk_count * HEX;
-	char parent[DIGEST_HEX_SIZE], zeros[DIGEST_HEX_SIZE];
+	char parent[DIGEST_HEX_SIZE], zeros[DIGEST_HEX_SIZE], weights[DIGEST_HEX_SIZE];
+	struct digest weights_digest = checkpoint_weights_digest(source->table, source->sums);
 	char *text = malloc(size + 1);
 	int rc;
 
@@ -77,7 +78,9 @@ static int set_digests(
 	memset(zeros, '0', HEX);
 	zeros[HEX] = '\0';
 	digest_to_hex(&source->parent_root, parent);
+	digest_to_hex(&weights_digest, weights);
 	rc = set_text(metadata, "parent_root", parent) |
+		set_text(metadata, "weights_digest", weights) |
 		set_number(metadata, "chunk_bytes", CHECKPOINT_CHUNK_BYTES) |
 		set_text(metadata, "chunk_digests", text) | set_text(metadata, "root", zeros);
 	free(text);

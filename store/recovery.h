@@ -42,13 +42,21 @@ int recovery_load(const char *run_dir, int run_fd, const struct run *run,
 int recovery_pick(const char *run_dir, int run_fd, const char *id, struct checkpoint_info *ret,
 	int *ret_fd, struct error *err);
 
+struct recovery_outcome {
+	bool catalogued;     /* false: the row could not be written, the checkpoint stands */
+	uint64_t over_bytes; /* beyond keep_bytes, and nothing more may go */
+};
 /* Steps 7 to 9 of a commit: the row, then retention (row deleted, unlink, fsync folder). Fault
- * points: save.catalogued, save.retained. *ret_catalogued false and err filled in when the row
- * could not be written: the checkpoint stands all the same. */
+ * points: save.catalogued, save.retained. */
 int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
-	const struct checkpoint_source *source, const struct config *config, bool *ret_catalogued,
-	recovery_report *report, void *context, struct error *err);
+	const struct checkpoint_source *source, const struct config *config,
+	struct recovery_outcome *ret, recovery_report *report, void *context, struct error *err);
+/* Makes (or takes away) the keep mark, durably; the row follows. text: one line for whoever asked.
+ * -EINVAL (no id), -ENOENT, -EBADMSG and others: its header does not say what to keep. */
+int recovery_keep(const char *run_dir, int run_fd, const char *id, bool keep, char *text,
+	size_t size, struct error *err);
 /* Before step 1, and again on ENOSPC: deletes until bytes are free or only two verified stay: then
- * -ENOSPC. With enough room it does nothing and needs no catalog. */
-int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, const struct config *config,
+ * -ENOSPC. With enough room it does nothing and needs no catalog. refused: the disk took no such
+ * file though it had room (a quota), so as many bytes are given up whatever it says. */
+int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, bool refused,
 	recovery_report *report, void *context, struct error *err);

@@ -45,7 +45,7 @@ static int check_sums(
 	const struct loading *loading, const struct checkpoint_info *info, struct error *err)
 {
 	uint64_t count = info->block_bytes / SEAL_CHUNK_BYTES;
-	struct digest digest;
+	struct digest digest, weights;
 
 	if (loading->sums == NULL)
 		return 0;
@@ -53,6 +53,10 @@ static int check_sums(
 	if (!digest_equal(&digest, &info->record.sums_digest))
 		return error_set(
 			err, -EBADMSG, "%s: its data are not those of its record", info->id);
+	weights = checkpoint_weights_digest(&info->table, loading->sums);
+	if (info->has_weights_digest && !digest_equal(&weights, &info->weights_digest))
+		return error_set(
+			err, -EBADMSG, "%s: its weights are not those of its header", info->id);
 	return 0;
 }
 

@@ -1,5 +1,6 @@
 /* After a save: the row, then retention; and making room before one. A file goes only in this
- * order: its row says `deleted` and is committed, then the unlink, then the fsync of the folder; so
+ * order: its lock is taken, which nobody who reads it gives away, and its keep mark looked for once
+ * more; its row says `deleted` and is committed, then the unlink, then the fsync of the folder; so
  * no row ever promises a file that a crash may have taken. Without a catalog nothing is deleted:
  * what is verified is not known then. */
 #include "store/recovery_folder.h"
@@ -9,15 +10,18 @@
 #include "store/retention.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 /* The header, the catalog and its log also want room. */
 #define ROOM_MARGIN_BYTES ((uint64_t)16 << 20)
+#define GIB 1073741824.0
 
 struct cleaning {
 	struct recovery_folder folder;
@@ -25,7 +29,7 @@ struct cleaning {
 	struct catalog_row *rows;
 	struct retention_item *items; /* items[i] speaks of files[i] */
 	const struct scan_file **files;
-	uint32_t row_count, item_count;
+	uint32_t row_count, item_count, removed;
 	recovery_report *report;
 	void *context;
 };
@@ -56,10 +60,12 @@ static void add_items(struct cleaning *cleaning)
 			.step = row->step,
 			.branch = row->branch,
 			.file_bytes = row->file_bytes,
+			.trained_seconds = row->trained_seconds,
+			.loss = row->loss,
 			.verified = row->state == CHECKPOINT_VERIFIED,
 			.corrupt = row->state == CHECKPOINT_CORRUPT,
 			.on_line = line_contains(&cleaning->folder.line, row->branch, row->step),
-			.keep = row->keep || scan_keeps(scan, &row->root),
+			.keep = scan_keeps(scan, &row->root),
 		};
 	}
 }
@@ -96,7 +102,31 @@ static int cleaning_init(struct cleaning *cleaning, const char *run_dir, int run
 	return 0;
 }
 
-static int remove_item(struct cleaning *cleaning, uint32_t item, const char *why, struct error *err)
+/* -EBUSY: somebody reads it, or has just asked to keep it. Else a descriptor with the lock, or -1
+ * when there is no way to one: then the file can only be unlinked as it is. */
+static int lock_item(const struct cleaning *cleaning, uint32_t item, int *ret_fd)
+{
+	const struct scan_file *file = cleaning->files[item];
+	const struct catalog_row *row = recovery_find_row(
+		cleaning->rows, cleaning->row_count, file->step, file->branch);
+	char mark[SCAN_NAME_MAX];
+	struct stat stat;
+
+	*ret_fd = sys_openat(
+		cleaning->folder.fd, file->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0);
+	if (*ret_fd >= 0 && sys_flock(*ret_fd, LOCK_EX | LOCK_NB) == -EWOULDBLOCK) {
+		sys_close(*ret_fd);
+		return -EBUSY;
+	}
+	scan_keep_name(&row->root, mark);
+	if (sys_fstatat(cleaning->folder.fd, mark, &stat) == -ENOENT)
+		return 0;
+	if (*ret_fd >= 0)
+		sys_close(*ret_fd);
+	return -EBUSY;
+}
+
+static int unlink_item(struct cleaning *cleaning, uint32_t item, const char *why, struct error *err)
 {
 	const struct scan_file *file = cleaning->files[item];
 	char id[CHECKPOINT_ID_SIZE];
@@ -112,6 +142,32 @@ static int remove_item(struct cleaning *cleaning, uint32_t item, const char *why
 	recovery_tell(cleaning->report, cleaning->context, "deleted", "info", file->step,
 		"%s is deleted %s", id, why);
 	return 0;
+}
+
+/* Marked ones go, and leave the list. One that is being read stays, marked busy: -EBUSY. */
+static int remove_item(struct cleaning *cleaning, uint32_t item, const char *why, struct error *err)
+{
+	int fd, rc = lock_item(cleaning, item, &fd);
+
+	if (rc == -EBUSY) {
+		cleaning->items[item].busy = true;
+		cleaning->items[item].remove = false;
+		recovery_tell(cleaning->report, cleaning->context, "in-use", "info",
+			cleaning->files[item]->step,
+			"%s is being read, or was just kept: it stays for now",
+			cleaning->files[item]->name);
+		return rc;
+	}
+	rc = unlink_item(cleaning, item, why, err);
+	if (fd >= 0)
+		sys_close(fd);
+	if (rc == 0) {
+		/* The last one takes its place. */
+		cleaning->items[item] = cleaning->items[--cleaning->item_count];
+		cleaning->files[item] = cleaning->files[cleaning->item_count];
+		cleaning->removed++;
+	}
+	return rc;
 }
 
 static int sync_folder(const struct cleaning *cleaning, struct error *err)
@@ -170,30 +226,81 @@ static int write_row(const char *run_dir, int run_fd, const struct checkpoint_sa
 	return rc;
 }
 
-static int retain(const char *run_dir, int run_fd, const struct config *config,
-	recovery_report *report, void *context, struct error *err)
+static uint64_t aside_bytes(const struct cleaning *cleaning)
 {
-	const struct retention_policy policy = {
+	const struct scan *scan = &cleaning->folder.scan;
+	uint64_t bytes = 0;
+	struct stat stat;
+
+	for (uint32_t i = 0; i < scan->aside_count; i++)
+		if (sys_fstatat(cleaning->folder.fd, scan->asides[i].name, &stat) == 0)
+			bytes += (uint64_t)stat.st_size;
+	return bytes;
+}
+
+/* The corrupt ones that were moved aside count too, and go first when all is too much. */
+static uint64_t decide(struct cleaning *cleaning, const struct retention_policy *policy)
+{
+	struct retention_policy unbounded = *policy;
+	uint64_t bytes;
+
+	unbounded.keep_bytes = 0;
+	retention_decide(cleaning->items, cleaning->item_count, &unbounded);
+	bytes = retention_bytes(cleaning->items, cleaning->item_count) + aside_bytes(cleaning);
+	if (policy->keep_bytes == 0 || bytes <= policy->keep_bytes)
+		return 0;
+	cleaning->removed += recovery_prune_asides(&cleaning->folder, 0);
+	return retention_decide(cleaning->items, cleaning->item_count, policy);
+}
+
+/* Each turn but the last finds one more that is being read, and decides without it. */
+static int remove_decided(struct cleaning *cleaning, const struct retention_policy *policy,
+	uint64_t *ret_over, struct error *err)
+{
+	bool again = true;
+	int rc = 0;
+
+	while (again) {
+		*ret_over = decide(cleaning, policy);
+		again = false;
+		for (uint32_t i = 0; i < cleaning->item_count;) {
+			rc = cleaning->items[i].remove
+				? remove_item(cleaning, i, "by retention", err)
+				: 1;
+			if (rc < 0 && rc != -EBUSY)
+				return rc;
+			again = again || rc == -EBUSY;
+			i += rc != 0;
+		}
+	}
+	return 0;
+}
+
+static struct retention_policy policy_of(const struct config *config)
+{
+	return (struct retention_policy){
 		.keep_last = (uint32_t)config->keep_last,
 		.keep_every = (uint64_t)config->keep_every,
+		.keep_tail = config->keep_tail,
+		.keep_best = (uint32_t)config->keep_best,
+		.keep_bytes = (uint64_t)(config->keep_bytes * GIB),
 		.abandoned_last = RECOVERY_ABANDONED_LAST,
 		.corrupt_last = RECOVERY_CORRUPT_LAST,
 	};
+}
+
+static int retain(const char *run_dir, int run_fd, const struct config *config, uint64_t *ret_over,
+	recovery_report *report, void *context, struct error *err)
+{
+	const struct retention_policy policy = policy_of(config);
 	struct cleaning cleaning;
-	uint32_t removed = 0;
 	int rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
 
 	if (rc < 0)
 		return rc;
-	retention_decide(cleaning.items, cleaning.item_count, &policy);
-	for (uint32_t i = 0; rc == 0 && i < cleaning.item_count; i++) {
-		if (!cleaning.items[i].remove)
-			continue;
-		rc = remove_item(&cleaning, i, "by retention", err);
-		removed++;
-	}
-	removed += recovery_prune_asides(&cleaning.folder, RECOVERY_CORRUPT_LAST);
-	if (rc == 0 && removed > 0)
+	rc = remove_decided(&cleaning, &policy, ret_over, err);
+	cleaning.removed += recovery_prune_asides(&cleaning.folder, RECOVERY_CORRUPT_LAST);
+	if (rc == 0 && cleaning.removed > 0)
 		rc = sync_folder(&cleaning, err);
 	if (rc == 0)
 		rc = catalog_prune(cleaning.catalog, RECOVERY_ROWS_GONE, err);
@@ -204,8 +311,8 @@ static int retain(const char *run_dir, int run_fd, const struct config *config,
 }
 
 int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
-	const struct checkpoint_source *source, const struct config *config, bool *ret_catalogued,
-	recovery_report *report, void *context, struct error *err)
+	const struct checkpoint_source *source, const struct config *config,
+	struct recovery_outcome *ret, recovery_report *report, void *context, struct error *err)
 {
 	int rc = write_row(run_dir, run_fd, saved, source, err);
 
@@ -214,9 +321,9 @@ int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpo
 		recovery_reserve_release(run_fd);
 		rc = write_row(run_dir, run_fd, saved, source, err);
 	}
-	*ret_catalogued = rc == 0;
+	*ret = (struct recovery_outcome){.catalogued = rc == 0};
 	if (rc == 0)
-		rc = retain(run_dir, run_fd, config, report, context, err);
+		rc = retain(run_dir, run_fd, config, &ret->over_bytes, report, context, err);
 	recovery_reserve_hold(run_fd);
 	return rc;
 }
@@ -234,29 +341,45 @@ static int free_bytes(int run_fd, uint64_t *ret, struct error *err)
 	return 0;
 }
 
-static int remove_next(struct cleaning *cleaning, struct error *err)
+/* -ENOSPC when nothing more may go. */
+static int remove_next(struct cleaning *cleaning, uint64_t *given, struct error *err)
 {
-	uint32_t chosen = cleaning->item_count;
+	uint32_t chosen = 0;
+	uint64_t bytes;
 	int rc;
 
-	if (!retention_make_room(cleaning->items, cleaning->item_count))
-		return -ENOSPC;
-	for (uint32_t i = 0; i < cleaning->item_count; i++)
-		if (cleaning->items[i].remove)
-			chosen = i;
-	rc = remove_item(cleaning, chosen, "to make room on a full disk", err);
+	do {
+		if (!retention_make_room(cleaning->items, cleaning->item_count))
+			return -ENOSPC;
+		for (uint32_t i = 0; i < cleaning->item_count; i++)
+			if (cleaning->items[i].remove)
+				chosen = i;
+		bytes = cleaning->items[chosen].file_bytes;
+		rc = remove_item(cleaning, chosen, "to make room on a full disk", err);
+	} while (rc == -EBUSY);
 	if (rc == 0)
 		rc = sync_folder(cleaning, err);
-	/* It is gone: the last item takes its place. */
-	cleaning->items[chosen] = cleaning->items[--cleaning->item_count];
-	cleaning->files[chosen] = cleaning->files[cleaning->item_count];
+	*given += bytes;
 	return rc;
 }
 
-static int clean_until_free(
-	struct cleaning *cleaning, int run_fd, uint64_t bytes, struct error *err)
+static int say_full(uint64_t bytes, uint64_t free, bool refused, struct error *err)
 {
-	uint64_t free = 0;
+	if (refused && free >= bytes)
+		return error_set(err, -ENOSPC,
+			"the disk refuses a checkpoint's %llu MiB though %llu MiB are free (a "
+			"quota?), and no checkpoint may be deleted",
+			(unsigned long long)(bytes >> 20), (unsigned long long)(free >> 20));
+	return error_set(err, -ENOSPC,
+		"disk full: a checkpoint needs %llu MiB, %llu MiB are free, and no checkpoint may "
+		"be deleted",
+		(unsigned long long)(bytes >> 20), (unsigned long long)(free >> 20));
+}
+
+static int clean_until_free(
+	struct cleaning *cleaning, int run_fd, uint64_t bytes, bool refused, struct error *err)
+{
+	uint64_t free = 0, given = 0;
 	int rc;
 
 	if (recovery_prune_asides(&cleaning->folder, 0) > 0) {
@@ -266,46 +389,44 @@ static int clean_until_free(
 	}
 	for (;;) {
 		rc = free_bytes(run_fd, &free, err);
-		if (rc < 0 || free >= bytes + ROOM_MARGIN_BYTES)
+		if (rc < 0)
 			return rc;
-		rc = remove_next(cleaning, err);
-		if (rc == -ENOSPC && free >= bytes)
+		if (free >= bytes + ROOM_MARGIN_BYTES && (!refused || given >= bytes))
+			return 0;
+		rc = remove_next(cleaning, &given, err);
+		if (rc == -ENOSPC && free >= bytes && (!refused || given > 0))
 			return 0;
 		if (rc == -ENOSPC)
-			return error_set(err, rc,
-				"disk full: a checkpoint needs %llu MiB, %llu MiB are free, and no "
-				"checkpoint may be deleted",
-				(unsigned long long)(bytes >> 20),
-				(unsigned long long)(free >> 20));
+			return say_full(bytes, free, refused, err);
 		if (rc < 0)
 			return rc;
 	}
 }
 
-static int make_room(const char *run_dir, int run_fd, uint64_t bytes, recovery_report *report,
-	void *context, struct error *err)
+static int make_room(const char *run_dir, int run_fd, uint64_t bytes, bool refused,
+	recovery_report *report, void *context, struct error *err)
 {
 	struct cleaning cleaning;
 	int rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
 
 	if (rc < 0)
 		return rc;
-	rc = clean_until_free(&cleaning, run_fd, bytes, err);
+	rc = clean_until_free(&cleaning, run_fd, bytes, refused, err);
 	cleaning_fini(&cleaning);
 	return rc;
 }
 
-int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, const struct config *config,
+int recovery_make_room(const char *run_dir, int run_fd, uint64_t bytes, bool refused,
 	recovery_report *report, void *context, struct error *err)
 {
 	uint64_t free = 0;
 	int rc = free_bytes(run_fd, &free, err);
 
 	/* Most often nothing is to be done, and a save needs no catalog. */
-	if (rc < 0 || free >= bytes + ROOM_MARGIN_BYTES)
+	if (rc < 0 || (free >= bytes + ROOM_MARGIN_BYTES && !refused))
 		return rc;
 	recovery_reserve_release(run_fd);
-	rc = make_room(run_dir, run_fd, bytes, report, context, err);
+	rc = make_room(run_dir, run_fd, bytes, refused, report, context, err);
 	recovery_reserve_hold(run_fd);
 	return rc;
 }

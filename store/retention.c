@@ -2,6 +2,7 @@
  * has some tens of files. Must never do I/O, and never give up one of the newest two verified. */
 #include "store/retention.h"
 
+#include <math.h>
 #include <stddef.h>
 
 #define VERIFIED_MIN 2
@@ -59,13 +60,81 @@ static bool is_milestone(const struct retention_item *items, uint32_t count,
 	return true;
 }
 
+/* The lowest losses; of equal ones the newer. What is not finite is never best. */
+static bool is_best(const struct retention_item *items, uint32_t count,
+	const struct retention_item *item, uint32_t best)
+{
+	uint32_t better = 0;
+
+	if (!counts(item) || !isfinite(item->loss))
+		return false;
+	for (uint32_t i = 0; i < count; i++)
+		better += counts(&items[i]) && isfinite(items[i].loss) &&
+			(items[i].loss < item->loss ||
+				(items[i].loss == item->loss && newer(&items[i], item)));
+	return better < best;
+}
+
+/* -- the tail -- */
+
+/* The next verified one on the line; than NULL: the newest. */
+static struct retention_item *next_older(
+	struct retention_item *items, uint32_t count, const struct retention_item *than)
+{
+	struct retention_item *next = NULL;
+
+	for (uint32_t i = 0; i < count; i++)
+		if (counts(&items[i]) && (than == NULL || newer(than, &items[i])) &&
+			(next == NULL || newer(&items[i], next)))
+			next = &items[i];
+	return next;
+}
+
+static uint64_t age_of(const struct retention_item *item, const struct retention_item *newest)
+{
+	return newest->trained_seconds > item->trained_seconds
+		? newest->trained_seconds - item->trained_seconds
+		: 0;
+}
+
+/* From new to old, each goes whose older neighbour is at most twice as old as the last one that
+ * stayed. So what a removal leaves is never a gap of more than the factor 2, and such a gap only
+ * closes as both its ends grow older by the same: applied after each save, none ever grows beyond.
+ * Of three neighbours that stay the oldest is more than twice as old as the newest, so their number
+ * grows with the logarithm of the age. The oldest of all stays. Other rules do not count here: what
+ * they keep today they may give up tomorrow. */
+static void choose_tail(struct retention_item *items, uint32_t count, uint32_t keep_last)
+{
+	const struct retention_item *newest = next_older(items, count, NULL), *stays = newest;
+	struct retention_item *item, *older;
+
+	for (uint32_t n = 1; n < keep_last && stays != NULL; n++)
+		stays = next_older(items, count, stays);
+	if (stays == NULL)
+		return;
+	for (item = next_older(items, count, stays); item != NULL; item = older) {
+		uint64_t age = age_of(stays, newest), older_age;
+
+		older = next_older(items, count, item);
+		older_age = older != NULL ? age_of(older, newest) : 0;
+		if (older != NULL && (older_age <= age || older_age - age <= age))
+			continue;
+		item->in_tail = true;
+		stays = item;
+	}
+}
+
+/* -- all of it -- */
+
+static uint32_t last_of(const struct retention_policy *policy)
+{
+	return policy->keep_last > VERIFIED_MIN ? policy->keep_last : (uint32_t)VERIFIED_MIN;
+}
+
 static bool keeps(const struct retention_item *items, uint32_t count,
 	const struct retention_item *item, const struct retention_policy *policy)
 {
-	uint32_t keep_last = policy->keep_last > VERIFIED_MIN ? policy->keep_last
-							      : (uint32_t)VERIFIED_MIN;
-
-	if (item->keep)
+	if (item->keep || item->busy)
 		return true;
 	switch (group_of(item)) {
 	case GROUP_CORRUPT:
@@ -75,15 +144,37 @@ static bool keeps(const struct retention_item *items, uint32_t count,
 	case GROUP_LINE:
 		break;
 	}
-	return verified_newer(items, count, item) < keep_last ||
-		is_milestone(items, count, item, policy->keep_every);
+	return item->in_tail || verified_newer(items, count, item) < last_of(policy) ||
+		is_milestone(items, count, item, policy->keep_every) ||
+		is_best(items, count, item, policy->keep_best);
 }
 
-void retention_decide(
+uint64_t retention_bytes(const struct retention_item *items, uint32_t count)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		bytes += items[i].remove ? 0 : items[i].file_bytes;
+	return bytes;
+}
+
+uint64_t retention_decide(
 	struct retention_item *items, uint32_t count, const struct retention_policy *policy)
 {
+	uint64_t bytes;
+
+	for (uint32_t i = 0; i < count; i++)
+		items[i].in_tail = false;
+	if (policy->keep_tail)
+		choose_tail(items, count, last_of(policy));
 	for (uint32_t i = 0; i < count; i++)
 		items[i].remove = !keeps(items, count, &items[i], policy);
+	if (policy->keep_bytes == 0)
+		return 0;
+	while ((bytes = retention_bytes(items, count)) > policy->keep_bytes)
+		if (!retention_make_room(items, count))
+			return bytes - policy->keep_bytes;
+	return 0;
 }
 
 bool retention_make_room(struct retention_item *items, uint32_t count)
@@ -94,7 +185,7 @@ bool retention_make_room(struct retention_item *items, uint32_t count)
 		struct retention_item *item = &items[i];
 		struct retention_item **slot = &oldest[group_of(item)];
 
-		if (item->remove || item->keep)
+		if (item->remove || item->keep || item->busy)
 			continue;
 		if (group_of(item) == GROUP_LINE &&
 			verified_newer(items, count, item) < VERIFIED_MIN)

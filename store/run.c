@@ -115,13 +115,13 @@ int run_lock(int run_fd, int *ret_fd, pid_t *ret_owner, struct error *err)
 
 	if (fd < 0)
 		return error_set(err, fd, "cannot open the run's lock: %s", strerror(-fd));
-	if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+	int rc = sys_flock(fd, LOCK_EX | LOCK_NB);
+
+	if (rc == 0) {
 		write_owner(fd);
 		*ret_fd = fd;
 		return 0;
 	}
-	int rc = -errno;
-
 	owner = read_owner(fd);
 	sys_close(fd);
 	if (ret_owner != NULL)

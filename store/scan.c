@@ -200,6 +200,14 @@ void scan_fini(struct scan *scan)
 	memset(scan, 0, sizeof(*scan));
 }
 
+void scan_keep_name(const struct digest *root, char name[SCAN_NAME_MAX])
+{
+	char hex[DIGEST_HEX_SIZE];
+
+	digest_to_hex(root, hex);
+	snprintf(name, SCAN_NAME_MAX, "%s.keep", hex);
+}
+
 bool scan_keeps(const struct scan *scan, const struct digest *root)
 {
 	for (uint32_t i = 0; i < scan->keep_count; i++)

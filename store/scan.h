@@ -33,4 +33,6 @@ struct scan {
 
 int scan_checkpoints(int checkpoints_fd, struct scan *ret, struct error *err);
 void scan_fini(struct scan *scan);
+/* "<root>.keep" */
+void scan_keep_name(const struct digest *root, char name[SCAN_NAME_MAX]);
 bool scan_keeps(const struct scan *scan, const struct digest *root);

@@ -146,6 +146,16 @@ struct fork_job {
 };
 void books_fork_work(struct ledger_job *job, void *room);
 
+/* The keep mark of a checkpoint. */
+struct keep_job {
+	struct book_job head;
+	char id[CHECKPOINT_ID_SIZE];
+	bool keep;
+	void *call;
+	char text[256]; /* out: for whoever asked */
+};
+void books_keep_work(struct ledger_job *job, void *room);
+
 /* history.sqlite. token joins the begin and the end of one attempt. */
 struct attempt_job {
 	struct book_job head;

@@ -4,6 +4,7 @@
 #include "supervisor/books.h"
 
 #include "base/panic.h"
+#include "store/recovery.h"
 #include "supervisor/books_room.h"
 #include "supervisor/text.h"
 
@@ -202,6 +203,18 @@ void books_fork_work(struct ledger_job *job, void *room)
 		fork->survey.catalog = true;
 	}
 	view_fini(&view);
+}
+
+void books_keep_work(struct ledger_job *job, void *room)
+{
+	struct keep_job *keep = (struct keep_job *)job;
+	struct books *books = room;
+
+	if (books->run_fd < 0)
+		job->result = error_set(&job->error, -ENOENT, "no run here");
+	else
+		job->result = recovery_keep(books->run_dir, books->run_fd, keep->id, keep->keep,
+			keep->text, sizeof(keep->text), &job->error);
 }
 
 /* -- answers -- */

@@ -217,6 +217,18 @@ static void method_verify(struct supervisor *sup, struct call *call)
 		verify_start(sup, call, id);
 }
 
+static void method_keep(struct supervisor *sup, struct call *call)
+{
+	const char *id;
+	bool keep;
+
+	if (!json_is_boolean(json_object_get(call->parameters, "keep")))
+		call_service_error(call, "InvalidParameter", "parameter", "keep");
+	else if (take_text(call, "id", "", CHECKPOINT_ID_SIZE, &id) &&
+		take_bool(call, "keep", &keep))
+		request_keep(sup, call, id, keep);
+}
+
 /* A name no other sample has: the time and a count. */
 static void sample_name(char *name, size_t size)
 {
@@ -289,6 +301,7 @@ static const struct method methods[] = {
 	{"Resume", true, true, method_resume},
 	{"Stop", true, false, method_stop},
 	{"Rollback", true, true, method_rollback},
+	{"Keep", true, true, method_keep},
 	{"Verify", true, true, method_verify},
 	{"Sample", true, true, method_sample},
 	{"Reload", true, false, method_reload},

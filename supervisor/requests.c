@@ -3,6 +3,7 @@
  * Invariant: a call is in one list, or answered. */
 #include "supervisor/control.h"
 #include "supervisor/supervisor.h"
+#include "supervisor/text.h"
 
 #include "base/log.h"
 #include "base/panic.h"
@@ -137,6 +138,38 @@ void request_rollback(struct supervisor *sup, struct call *call, const char *id)
 	sup->rollback_call = call;
 	snprintf(sup->rollback_id, sizeof(sup->rollback_id), "%s", id);
 	sup_dispatch(sup, FSM_ROLLBACK);
+}
+
+/* -- keep -- */
+
+static void on_kept(struct ledger_job *job)
+{
+	struct keep_job *keep = (struct keep_job *)job;
+	struct supervisor *sup = keep->head.owner;
+	int code = job->result;
+
+	if (code == 0) {
+		sup_event(sup, "info", "keep", "%s", keep->text);
+		call_reply(keep->call, json_pack("{s:o}", "text", text_json(keep->text)));
+	} else {
+		call_error(keep->call,
+			code == -EINVAL || code == -ENOENT ? "NotFound"
+				: code == -ENOBUFS         ? "Busy"
+							   : "Failed",
+			"%s", job->error.text);
+	}
+	free(job);
+}
+
+void request_keep(struct supervisor *sup, struct call *call, const char *id, bool keep)
+{
+	struct keep_job *job = books_job(sizeof(*job), books_keep_work, on_kept, sup);
+
+	CHECK(call && strlen(id) < sizeof(job->id));
+	snprintf(job->id, sizeof(job->id), "%s", id);
+	job->keep = keep;
+	job->call = call;
+	books_give(&sup->ledger, job);
 }
 
 /* -- reload -- */

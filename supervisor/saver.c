@@ -155,6 +155,32 @@ void saver_request(struct supervisor *sup, struct call *call, bool foreground)
 
 /* -- messages and end -- */
 
+/* Beyond keep_bytes, and nothing more may go: told once, and in the status until it is over. */
+static void note_over(struct supervisor *sup, uint64_t over_bytes)
+{
+	if (over_bytes > 0 && sup->over_bytes == 0)
+		sup_event(sup, "warning", "keep-bytes",
+			"the checkpoints take %llu MiB more than keep_bytes allows: what is left "
+			"is "
+			"kept, in use, or the newest two",
+			(unsigned long long)(over_bytes >> 20) + 1);
+	sup->over_bytes = over_bytes;
+}
+
+static void note_stale(struct supervisor *sup, bool stale)
+{
+	const struct state_record *record = &sup->saver.record;
+
+	sup->stale_weights = stale;
+	if (stale)
+		sup_event(sup, "error", "stale-weights",
+			"stale weights: step %llu of branch %u has the very weights of the "
+			"checkpoint before it, though it counts %llu updates: what trains is not "
+			"what is saved",
+			(unsigned long long)record->step, record->branch,
+			(unsigned long long)record->update_count);
+}
+
 static void take_saved(struct supervisor *sup, const json_t *body)
 {
 	struct saver *saver = &sup->saver;
@@ -183,6 +209,9 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	snprintf(newest->root, sizeof(newest->root), "%s", json_get_text(body, "root", ""));
 	snprintf(newest->path, sizeof(newest->path), "%s", json_get_text(body, "path", ""));
 	newest->wall_ns = clock_wall_ns();
+	note_over(sup, (uint64_t)json_get_int(body, "over_bytes", 0));
+	if (!saver->already)
+		note_stale(sup, json_get_bool(body, "stale", false));
 	if (!json_get_bool(body, "catalogued", true))
 		sup_event(sup, "warning", "not-catalogued",
 			"%s is verified, but its row could not be written", newest->id);

@@ -168,6 +168,17 @@ static json_t *warnings_json(const struct supervisor *sup)
 		snprintf(text, sizeof(text), "storage: %s", sup->storage_text);
 		json_array_append_new(list, text_json(text));
 	}
+	if (sup->over_bytes > 0) {
+		snprintf(text, sizeof(text),
+			"the checkpoints take %llu MiB more than keep_bytes allows, and none may "
+			"go",
+			(unsigned long long)(sup->over_bytes >> 20) + 1);
+		json_array_append_new(list, text_json(text));
+	}
+	if (sup->stale_weights)
+		json_array_append_new(list,
+			text_json("stale weights: the newest checkpoint has the weights of the one "
+				  "before it, though updates were counted"));
 	if (sup->wanted_not_durable)
 		json_array_append_new(list,
 			text_json("run.json could not be written: what is wanted would be "

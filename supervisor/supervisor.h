@@ -179,6 +179,8 @@ struct supervisor {
 	struct newest newest;
 	struct task sample, verify;
 	struct shown shown;
+	uint64_t over_bytes; /* beyond keep_bytes after the last save */
+	bool stale_weights;  /* the last save has the weights of the one before */
 	bool storage_bad;
 	char storage_text[TEXT_MAX];
 
@@ -283,6 +285,7 @@ void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now
 /* SIGTERM, SIGINT: ends the daemon, wanted stays. */
 void request_exit(struct supervisor *sup);
 void request_rollback(struct supervisor *sup, struct call *call, const char *id);
+void request_keep(struct supervisor *sup, struct call *call, const char *id, bool keep);
 void request_reload(struct supervisor *sup, struct call *call);
 
 /* -- status.c -- */

@@ -343,7 +343,7 @@ static int role_save(struct fake *fake)
 	struct state_record record;
 	struct checkpoint_saved saved;
 	struct error error;
-	bool catalogued = false;
+	struct recovery_outcome outcome;
 	char root[DIGEST_HEX_SIZE], path[4300];
 
 	sleep_us(fake->save_wait_ms * 1000);
@@ -369,14 +369,15 @@ static int role_save(struct fake *fake)
 	if (checkpoint_save(fake->checkpoints_fd, &source, &saved, &error) < 0)
 		return failed(LINK_EXIT_STORAGE, &error);
 	if (recovery_catalog_saved(fake->run_dir, fake->run_fd, &saved, &source, &fake->config,
-		    &catalogued, on_report, NULL, &error) < 0)
+		    &outcome, on_report, NULL, &error) < 0)
 		return failed(LINK_EXIT_FAILED, &error);
 	digest_to_hex(&saved.root, root);
 	snprintf(path, sizeof(path), "%s/checkpoints/%s%s", fake->run_dir, saved.id,
 		CHECKPOINT_SUFFIX);
-	say(json_pack("{s:{s:s, s:I, s:i, s:s, s:s, s:b, s:b, s:i}}", "saved", "id", saved.id,
-		"step", (json_int_t)record.step, "branch", (int)record.branch, "root", root, "path",
-		path, "catalogued", catalogued, "already", saved.already, "ms_total", 1));
+	say(json_pack("{s:{s:s, s:I, s:i, s:s, s:s, s:b, s:b, s:I, s:b, s:i}}", "saved", "id",
+		saved.id, "step", (json_int_t)record.step, "branch", (int)record.branch, "root",
+		root, "path", path, "catalogued", outcome.catalogued, "already", saved.already,
+		"over_bytes", (json_int_t)outcome.over_bytes, "stale", false, "ms_total", 1));
 	return LINK_EXIT_DONE;
 }
 

@@ -37,6 +37,7 @@ struct fixture {
 	uint8_t *block, *loaded; /* page-aligned: direct I/O */
 	uint64_t *sums, *loaded_sums;
 	struct state_record record;
+	struct recovery_outcome outcome; /* of the last save */
 	struct error err;
 	char log[32768]; /* what was reported, one line each */
 };
@@ -185,13 +186,12 @@ static inline struct checkpoint_saved fixture_save(
 {
 	struct checkpoint_source source;
 	struct checkpoint_saved saved;
-	bool catalogued = false;
 
 	PASS(fixture_try_save(fx, branch, step, &saved));
 	source = fixture_source(fx);
-	PASS(recovery_catalog_saved(fx->dir, fx->run_fd, &saved, &source, &fx->config, &catalogued,
+	PASS(recovery_catalog_saved(fx->dir, fx->run_fd, &saved, &source, &fx->config, &fx->outcome,
 		fixture_report, fx, &fx->err));
-	assert_true(catalogued);
+	assert_true(fx->outcome.catalogued);
 	return saved;
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/digest.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -24,7 +25,7 @@ static uint64_t next_random(uint64_t *state)
 static struct retention_item good(uint64_t step)
 {
 	return (struct retention_item){
-		.step = step, .branch = 1, .verified = true, .on_line = true};
+		.step = step, .branch = 1, .loss = (double)NAN, .verified = true, .on_line = true};
 }
 
 static void newest_and_milestones_stay(void **state)
@@ -91,6 +92,140 @@ static void room_is_made_from_the_least_worthy(void **state)
 	assert_false(retention_make_room(items, 7));
 }
 
+static void best_is_the_lowest_finite_loss(void **state)
+{
+	struct retention_policy policy = {.keep_last = 2, .keep_best = 2};
+	static const double losses[8] = {0.5, 0.2, (double)NAN, 0.3, 0.2, -(double)INFINITY, 9, 8};
+	struct retention_item items[8];
+
+	for (uint32_t i = 0; i < 8; i++) {
+		items[i] = good(i + 1);
+		items[i].loss = losses[i];
+	}
+	items[1].on_line = false; /* an abandoned one is not the best of this line */
+	policy.abandoned_last = 1;
+	retention_decide(items, 8, &policy);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(items[i].remove, i == 0 || i == 2 || i == 5);
+}
+
+static void budget_takes_the_oldest_but_never_the_newest_two(void **state)
+{
+	struct retention_policy policy = {
+		.keep_last = 6, .keep_every = 1, .keep_bytes = 45, .abandoned_last = 2};
+	struct retention_item items[6];
+
+	for (uint32_t i = 0; i < 6; i++) {
+		items[i] = good(i + 1);
+		items[i].file_bytes = 10;
+	}
+	items[1].keep = true;     /* counts, and stays */
+	items[4].on_line = false; /* goes before those of the line */
+	assert_int_equal(retention_decide(items, 6, &policy), 0);
+	for (uint32_t i = 0; i < 6; i++)
+		assert_int_equal(items[i].remove, i == 0 || i == 4);
+	policy.keep_bytes = 25;
+	assert_int_equal(retention_decide(items, 6, &policy), 5);
+	for (uint32_t i = 0; i < 6; i++)
+		assert_int_equal(items[i].remove, i != 1 && i != 3 && i != 5);
+	items[2].busy = true;
+	assert_int_equal(retention_decide(items, 6, &policy), 15);
+	assert_false(items[2].remove);
+}
+
+/* -- the tail over a whole run -- */
+
+#define HISTORIES 3000
+#define SAVES_MAX 160
+#define LIVE_MAX 128
+
+struct run_of_saves {
+	struct retention_item live[LIVE_MAX]; /* oldest first */
+	uint64_t trained[SAVES_MAX];          /* of each save; its step is its index + 1 */
+	uint32_t live_count, save_count;
+};
+
+static void add_save(struct run_of_saves *run, uint64_t *random, uint32_t kind)
+{
+	uint64_t last = run->save_count > 0 ? run->trained[run->save_count - 1] : 0;
+	uint64_t pause = kind == 0 ? 60
+		: kind == 1        ? next_random(random) % 100
+				   : UINT64_C(1) << next_random(random) % 12;
+	struct retention_item item = good(run->save_count + 1);
+
+	assert_true(run->live_count < LIVE_MAX && run->save_count < SAVES_MAX);
+	item.trained_seconds = run->trained[run->save_count++] = last + pause;
+	item.loss = (double)(next_random(random) % 50);
+	run->live[run->live_count++] = item;
+}
+
+static void apply(struct run_of_saves *run, const struct retention_policy *policy)
+{
+	uint32_t left = 0;
+
+	retention_decide(run->live, run->live_count, policy);
+	for (uint32_t i = 0; i < run->live_count; i++)
+		if (!run->live[i].remove)
+			run->live[left++] = run->live[i];
+	run->live_count = left;
+	retention_decide(run->live, left, policy);
+	for (uint32_t i = 0; i < left; i++)
+		assert_false(run->live[i].remove);
+}
+
+/* Between two neighbours either nothing was ever saved, or the gap is one doubling at most. */
+static bool gaps_hold(const struct run_of_saves *run)
+{
+	uint64_t newest = run->trained[run->save_count - 1];
+
+	if (run->live[0].step != 1)
+		return false;
+	for (uint32_t i = 1; i < run->live_count; i++) {
+		uint64_t old_age = newest - run->live[i - 1].trained_seconds;
+		uint64_t age = newest - run->live[i].trained_seconds;
+
+		if (run->live[i].step != run->live[i - 1].step + 1 && old_age > 2 * age)
+			return false;
+	}
+	return true;
+}
+
+static uint32_t doublings(uint64_t age)
+{
+	uint32_t n = 0;
+
+	for (; age > 0; age >>= 1)
+		n++;
+	return n;
+}
+
+static void p1_tail_stays_logarithmic_without_growing_gaps(void **state)
+{
+	uint32_t dropped = 0;
+
+	for (uint32_t seed = 1; seed <= HISTORIES; seed++) {
+		uint64_t random = seed * UINT64_C(0x9e3779b97f4a7c15);
+		struct retention_policy policy = {.keep_last = 2 + seed % 5, .keep_tail = true};
+		struct run_of_saves run = {.live_count = 0};
+
+		if (seed % 4 == 0)
+			policy.keep_best = 3;
+		for (uint32_t n = 0; n < SAVES_MAX; n++) {
+			uint32_t bound;
+
+			add_save(&run, &random, seed % 3);
+			apply(&run, &policy);
+			bound = policy.keep_last + policy.keep_best + 2 +
+				2 * doublings(run.trained[n] - run.trained[0]);
+			if (!gaps_hold(&run) || run.live_count > bound)
+				fail_msg("seed %u, save %u: %u left (%u at most), gaps %s", seed, n,
+					run.live_count, bound, gaps_hold(&run) ? "hold" : "grew");
+		}
+		dropped += SAVES_MAX - run.live_count;
+	}
+	assert_true(dropped > HISTORIES * SAVES_MAX / 2);
+}
+
 static uint32_t random_items(uint64_t *random, struct retention_item *items)
 {
 	uint32_t count = (uint32_t)(next_random(random) % (ITEMS_MAX + 1));
@@ -105,6 +240,10 @@ static uint32_t random_items(uint64_t *random, struct retention_item *items)
 			.on_line = (bits >> 5 & 3) != 0,
 			.keep = (bits >> 7 & 7) == 0,
 			.corrupt = (bits >> 10 & 7) == 0,
+			.busy = (bits >> 13 & 7) == 0,
+			.file_bytes = bits >> 16 & 15,
+			.trained_seconds = next_random(random) % 1000,
+			.loss = (bits >> 20 & 3) != 0 ? (double)(bits >> 22 & 7) : (double)NAN,
 		};
 	}
 	return count;
@@ -115,7 +254,7 @@ static bool precious(const struct retention_item *items, uint32_t count, uint32_
 	const struct retention_item *item = &items[which];
 	uint32_t newer = 0;
 
-	if (item->keep)
+	if (item->keep || item->busy)
 		return true;
 	if (!item->verified || !item->on_line || item->corrupt)
 		return false;
@@ -137,11 +276,20 @@ static void p1_kept_and_newest_two_always_stay(void **state)
 		struct retention_policy policy = {
 			.keep_last = (uint32_t)(next_random(&random) % 6),
 			.keep_every = next_random(&random) % 50,
+			.keep_tail = next_random(&random) % 2 == 0,
+			.keep_best = (uint32_t)(next_random(&random) % 4),
+			.keep_bytes = next_random(&random) % 60,
 			.abandoned_last = (uint32_t)(next_random(&random) % 3),
 			.corrupt_last = (uint32_t)(next_random(&random) % 3),
 		};
 
-		retention_decide(items, count, &policy);
+		uint64_t over = retention_decide(items, count, &policy);
+		uint64_t bytes = retention_bytes(items, count);
+
+		if (policy.keep_bytes > 0 && bytes > policy.keep_bytes)
+			assert_int_equal(over, bytes - policy.keep_bytes);
+		else
+			assert_int_equal(over, 0);
 		for (uint32_t i = 0; i < count; i++) {
 			removed += items[i].remove;
 			if (items[i].remove && precious(items, count, i))
@@ -165,12 +313,19 @@ static void decisions_are_stable(void **state)
 	struct retention_item items[ITEMS_MAX], again[ITEMS_MAX];
 
 	for (uint32_t round = 0; round < 2000; round++) {
-		struct retention_policy policy = {
-			.keep_last = 3, .keep_every = 20, .abandoned_last = 1, .corrupt_last = 1};
+		struct retention_policy policy = {.keep_last = 3,
+			.keep_every = 20,
+			.keep_tail = round % 2 == 0,
+			.keep_best = round % 3,
+			.abandoned_last = 1,
+			.corrupt_last = 1};
 		uint32_t count = random_items(&random, items), left = 0;
 
 		for (uint32_t i = 0; i < count; i++)
-			items[i].step = i * 7 + round % 7; /* one of each step */
+			/* One of each step, trained longer the later. */
+			items[i].step = i * 7 + round % 7;
+		for (uint32_t i = 0; i < count; i++)
+			items[i].trained_seconds = items[i].step * 11;
 		for (uint32_t i = 0; i < count; i++)
 			again[count - 1 - i] = items[i];
 		retention_decide(items, count, &policy);
@@ -192,6 +347,9 @@ int main(void)
 		cmocka_unit_test(newest_and_milestones_stay),
 		cmocka_unit_test(what_is_not_verified_does_not_count),
 		cmocka_unit_test(room_is_made_from_the_least_worthy),
+		cmocka_unit_test(best_is_the_lowest_finite_loss),
+		cmocka_unit_test(budget_takes_the_oldest_but_never_the_newest_two),
+		cmocka_unit_test(p1_tail_stays_logarithmic_without_growing_gaps),
 		cmocka_unit_test(p1_kept_and_newest_two_always_stay),
 		cmocka_unit_test(decisions_are_stable),
 	};
