@@ -33,7 +33,7 @@ struct fake {
 	struct state state;
 	struct progress *progress;
 	long step_us, die_step, exit_step, exit_code, poison, hang_step, save_exit, save_kill,
-		save_wait_ms, prepare_exit, babble;
+		save_stale, save_wait_ms, prepare_exit, babble;
 };
 
 static void sleep_us(long us)
@@ -75,8 +75,8 @@ static void read_behaviour(struct fake *fake)
 		{"exit_step", &fake->exit_step}, {"exit_code", &fake->exit_code},
 		{"poison", &fake->poison}, {"hang_step", &fake->hang_step},
 		{"save_exit", &fake->save_exit}, {"save_kill", &fake->save_kill},
-		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
-		{"babble", &fake->babble}};
+		{"save_stale", &fake->save_stale}, {"save_wait_ms", &fake->save_wait_ms},
+		{"prepare_exit", &fake->prepare_exit}, {"babble", &fake->babble}};
 	char path[4200], key[64];
 	long value;
 
@@ -377,7 +377,8 @@ static int role_save(struct fake *fake)
 	say(json_pack("{s:{s:s, s:I, s:i, s:s, s:s, s:b, s:b, s:I, s:b, s:i}}", "saved", "id",
 		saved.id, "step", (json_int_t)record.step, "branch", (int)record.branch, "root",
 		root, "path", path, "catalogued", outcome.catalogued, "already", saved.already,
-		"over_bytes", (json_int_t)outcome.over_bytes, "stale", false, "ms_total", 1));
+		"over_bytes", (json_int_t)outcome.over_bytes, "stale", fake->save_stale > 0,
+		"ms_total", 1));
 	return LINK_EXIT_DONE;
 }
 

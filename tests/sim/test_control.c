@@ -202,7 +202,8 @@ static void bad_parameters_are_named(void **state)
 		const char *method, *parameters, *name;
 	} table[] = {{"Events", "{\"limit\": 0}", "limit"},
 		{"Events", "{\"limit\": \"x\"}", "limit"}, {"Metrics", "{\"kind\": 1}", "kind"},
-		{"Save", "{\"wait\": 1}", "wait"},
+		{"Save", "{\"wait\": 1}", "wait"}, {"Keep", "{\"id\": \"x\"}", "keep"},
+		{"Keep", "{\"id\": 7, \"keep\": true}", "id"},
 		{"Sample", "{\"sampler\": \"magic\"}", "sampler"},
 		{"Status", "{\"interval_ms\": 1}", "interval_ms"}};
 
@@ -248,8 +249,8 @@ static void p10_others_may_look_and_not_touch(void **state)
 		int expected;
 	} table[] = {{"Status", 0}, {"Checkpoints", 0}, {"Events", 0}, {"Metrics", 0},
 		{"Config", 0}, {"Save", 1}, {"Pause", 1}, {"Resume", 1}, {"Stop", 1},
-		{"Rollback", 1}, {"Verify", 1}, {"Sample", 1}, {"Reload", 1}, {"PowerFail", 1},
-		{"PowerOk", 1}};
+		{"Rollback", 1}, {"Keep", 1}, {"Verify", 1}, {"Sample", 1}, {"Reload", 1},
+		{"PowerFail", 1}, {"PowerOk", 1}};
 	struct fixture *fx = *state;
 	char path[160], name[96];
 

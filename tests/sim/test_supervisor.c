@@ -462,6 +462,104 @@ static void p1_a_rollback_begins_a_branch_before_it_is_answered(void **state)
 	sim_await_only(fx, "training", first + 3, 0);
 }
 
+/* -- what is kept, and what is said of it -- */
+
+/* The name of its newest checkpoint, saved now. */
+static void save_now(const struct fixture *fx, char id[64])
+{
+	json_t *reply = sim_call(fx, "Save", json_pack("{s:b}", "wait", 1));
+
+	snprintf(id, 64, "%s", json_get_text(json_object_get(reply, "parameters"), "id", ""));
+	assert_true(id[0] != '\0');
+	json_decref(reply);
+}
+
+static bool is_kept(const struct fixture *fx, const char *id)
+{
+	json_t *reply = sim_call(fx, "Checkpoints", NULL);
+	json_t *rows = json_object_get(json_object_get(reply, "parameters"), "checkpoints"), *row;
+	bool kept = false;
+	size_t i;
+
+	json_array_foreach(rows, i, row) if (strcmp(json_get_text(row, "id", ""), id) == 0)
+		kept = json_get_bool(row, "keep", false);
+	json_decref(reply);
+	return kept;
+}
+
+static void p1_what_is_kept_outlives_retention_and_the_daemon(void **state)
+{
+	struct fixture *fx = *state;
+	char first[64], id[64];
+
+	sim_set(fx, "keep_last=2");
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	save_now(fx, first);
+	sim_call_good(fx, "Keep", json_pack("{s:s, s:b}", "id", first, "keep", 1));
+	kill(fx->ckptd, SIGKILL);
+	sim_wait_for_end(fx);
+	sim_start(fx);
+	for (int i = 0; i < 4; i++) {
+		sim_await_only(fx, "training", sim_number_of(fx, "step") + 1, 0);
+		save_now(fx, id);
+	}
+	assert_true(is_kept(fx, first));
+	assert_false(is_kept(fx, id));
+	sim_call_good(fx, "Keep", json_pack("{s:s, s:b}", "id", first, "keep", 0));
+	assert_false(is_kept(fx, first));
+	json_t *reply = sim_call(
+		fx, "Keep", json_pack("{s:s, s:b}", "id", "step-000099999-b0001", "keep", 1));
+
+	assert_string_equal(json_get_text(reply, "error", ""), "io.ckptd.Training.NotFound");
+	json_decref(reply);
+	assert_true(sim_told(fx, "keep"));
+}
+
+static bool status_warns(const struct fixture *fx, const char *words)
+{
+	json_t *now = sim_status(fx), *warnings = json_object_get(now, "warnings"), *warning;
+	bool warns = false;
+	size_t i;
+
+	json_array_foreach(warnings, i, warning)
+		warns = warns || strstr(json_string_value(warning), words) != NULL;
+	json_decref(now);
+	return warns;
+}
+
+static void p11_stale_weights_are_told_until_they_move(void **state)
+{
+	struct fixture *fx = *state;
+	char id[64];
+
+	sim_set(fx, "interval=0");
+	sim_behave(fx, "save_stale 1\n");
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	save_now(fx, id);
+	assert_true(status_warns(fx, "stale weights"));
+	assert_true(sim_told(fx, "stale-weights"));
+	sim_behave(fx, "save_stale 0\n");
+	sim_await_only(fx, "training", sim_number_of(fx, "step") + 1, 0);
+	save_now(fx, id);
+	assert_false(status_warns(fx, "stale weights"));
+}
+
+static void a_budget_that_cannot_be_met_is_told(void **state)
+{
+	struct fixture *fx = *state;
+	char id[64];
+
+	sim_set(fx, "interval=0");
+	sim_set(fx, "keep_bytes=0.000001");
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	save_now(fx, id);
+	assert_true(status_warns(fx, "more than keep_bytes allows"));
+	assert_true(sim_told(fx, "keep-bytes"));
+}
+
 static void power_fail_saves_and_power_ok_goes_on(void **state)
 {
 	struct fixture *fx = *state;
@@ -499,6 +597,9 @@ int main(int argc, char **argv)
 		SIM_TEST(a_killed_saver_is_tried_again),
 		SIM_TEST(p4_a_save_in_flight_outlives_the_trainer),
 		SIM_TEST(p1_a_rollback_begins_a_branch_before_it_is_answered),
+		SIM_TEST(p1_what_is_kept_outlives_retention_and_the_daemon),
+		SIM_TEST(p11_stale_weights_are_told_until_they_move),
+		SIM_TEST(a_budget_that_cannot_be_met_is_told),
 		SIM_TEST(power_fail_saves_and_power_ok_goes_on),
 	};
 	int code;

@@ -209,25 +209,6 @@ static void write_file(const char *path, const char *bytes, size_t size)
 	close(fd);
 }
 
-/* Marks a checkpoint as one to keep: a file by its root. */
-static void mark_keep(struct rig *rig, const char *id)
-{
-	AUTO_JSON reply = rig_call(rig, "Checkpoints", NULL, NULL);
-	const json_t *rows = json_object_get(reply, "checkpoints");
-	char path[2 * RIG_PATH_MAX];
-
-	for (size_t i = 0; i < json_array_size(rows); i++) {
-		const json_t *row = json_array_get(rows, i);
-
-		if (strcmp(json_get_text(row, "id", ""), id) != 0)
-			continue;
-		checkpoint_path(rig, json_get_text(row, "root", ""), ".keep", path);
-		write_file(path, "", 0);
-		return;
-	}
-	fail_msg("%s is not listed", id);
-}
-
 static void expect_nothing_lost(struct rig *rig, const char *branch_id)
 {
 	AUTO_JSON reply = rig_call(rig, "Checkpoints", NULL, NULL);
@@ -271,7 +252,8 @@ static void p8_a_lost_or_broken_catalog_loses_no_checkpoint_branch_or_mark(void 
 
 	rig_copy(&rolled, &base);
 	start_from(&rolled, steps[SAVES - 1], 1);
-	mark_keep(&rolled, ids[0]);
+	json_decref(
+		rig_call(&rolled, "Keep", json_pack("{s:s, s:b}", "id", ids[0], "keep", 1), NULL));
 	json_decref(rig_call(&rolled, "Rollback", json_pack("{s:s}", "id", ids[1]), NULL));
 	rig_wait(&rolled, "a trainer at work", is_training, 0);
 	rig_wait(&rolled, "steps on the new branch", is_step, steps[1] + 3);
