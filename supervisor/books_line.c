@@ -235,12 +235,15 @@ static json_t *row_json(
 	digest_to_hex(&row->root, root);
 	snprintf(path, sizeof(path), "%s/checkpoints/%s%s", books->run_dir, row->id,
 		CHECKPOINT_SUFFIX);
-	json_t *object = json_pack("{s:o, s:I, s:I, s:s, s:s, s:o, s:I, s:o, s:o, s:b, s:b, s:o}",
-		"id", text_json(row->id), "step", (json_int_t)row->step, "branch",
+	json_t *object = json_pack(
+		"{s:o, s:I, s:I, s:s, s:s, s:o, s:I, s:o, s:o, s:b, s:b, s:o, s:o, s:o, s:o}", "id",
+		text_json(row->id), "step", (json_int_t)row->step, "branch",
 		(json_int_t)row->branch, "state", row_word(view, row), "root", root, "path",
 		text_json(path), "bytes", (json_int_t)row->file_bytes, "loss",
 		json_finite(row->loss), "created", text_json(row->created), "keep", row->keep,
-		"on_line", row_on_line(view, row), "text", text_json(row->text));
+		"on_line", row_on_line(view, row), "verified_at", text_json(row->verified_at),
+		"signer", text_json(row->signer), "mirrored_at", text_json(row->mirrored_at),
+		"text", text_json(row->text));
 
 	CHECK(object);
 	return object;

@@ -3,6 +3,7 @@
  * number of threads), P3 (the next step after SIGKILL) and the exits that the supervisor decides
  * by. */
 #include "base/file.h"
+#include "store/catalog.h"
 #include "store/checkpoint.h"
 #include "store/line.h"
 #include "tests/system/play.h"
@@ -400,12 +401,25 @@ static void p1_a_fork_is_resumed_on_its_branch_and_skips_its_window(void **unuse
 	play_close(&play);
 }
 
+/* When the catalog says that its data last matched. */
+static void last_verified(const struct play *play, const char *id, char text[CLOCK_TEXT_SIZE])
+{
+	struct catalog *catalog;
+	struct catalog_row row;
+	struct error err;
+
+	assert_int_equal(catalog_open(play->dir, CATALOG_READ, &catalog, &err), 0);
+	assert_int_equal(catalog_get(catalog, id, &row, &err), 0);
+	catalog_close(catalog);
+	memcpy(text, row.verified_at, CLOCK_TEXT_SIZE);
+}
+
 static void verify_and_sample_answer_from_a_checkpoint(void **unused)
 {
 	struct config config = play_tiny_config();
 	struct child child;
 	struct play play;
-	char path[192], id[CHECKPOINT_ID_SIZE];
+	char path[192], id[CHECKPOINT_ID_SIZE], before[CLOCK_TEXT_SIZE], after[CLOCK_TEXT_SIZE];
 	int fd;
 
 	play_begin(&play, &config, 3);
@@ -427,6 +441,7 @@ static void verify_and_sample_answer_from_a_checkpoint(void **unused)
 		assert_string_equal(json_get_text(sampled, "id", ""), id);
 		assert_int_equal(access(json_get_text(sampled, "path", ""), R_OK), 0);
 	}
+	last_verified(&play, id, before);
 	for (int damaged = 0; damaged < 2; damaged++) {
 		child = play_start(&play, "verify", "disk", json_pack("{s:s}", "id", ""));
 		{
@@ -436,10 +451,50 @@ static void verify_and_sample_answer_from_a_checkpoint(void **unused)
 			assert_string_equal(json_get_text(verified, "id", ""), id);
 			assert_int_equal(json_get_bool(verified, "ok", damaged), !damaged);
 		}
+		last_verified(&play, id, after);
+		assert_true(strcmp(before, after) < 0 || damaged);
 		fd = open(path, O_RDWR);
 		assert_true(fd >= 0);
 		assert_int_equal(pwrite(fd, "flip", 4, 1 << 20), 4);
 		close(fd);
+	}
+	play_close(&play);
+}
+
+/* What a broken trainer leaves: the next step counts an update, and the weights are the old ones.
+ */
+static void commit_same_weights(struct play *play, bool counts)
+{
+	struct state *state = &play->state;
+	struct state_record record;
+	uint32_t from, to;
+
+	assert_int_equal(state_newest_record(state, &record), 0);
+	from = record.slot;
+	record.step++;
+	record.update_count += counts;
+	assert_int_equal(state_begin_write(state, &to), 0);
+	memcpy(state_section(state, to, 0), state_section(state, from, 0),
+		state->header.block_bytes);
+	memcpy(state_sums(state, to), state_sums(state, from),
+		state_sum_count(state) * sizeof(uint64_t));
+	state_commit(state, to, &record);
+}
+
+static void p11_a_save_of_weights_that_stood_still_says_so(void **unused)
+{
+	struct config config = play_tiny_config();
+	struct play play;
+
+	play_begin(&play, &config, 3);
+	play_to_end(&play, "disk", "scratch");
+	for (int i = 0; i < 4; i++) {
+		AUTO_JSON saved = play_save(&play);
+
+		/* A first one; a second save of it; a counted update; one that was skipped. */
+		assert_int_equal(json_get_bool(saved, "stale", i != 2), i == 2);
+		if (i > 0)
+			commit_same_weights(&play, i == 1);
 	}
 	play_close(&play);
 }
@@ -611,6 +666,7 @@ int main(void)
 		cmocka_unit_test(a_single_slot_waits_for_the_save_and_goes_on),
 		cmocka_unit_test(a_changed_schedule_key_is_recorded_once_at_its_step),
 		cmocka_unit_test(p1_a_fork_is_resumed_on_its_branch_and_skips_its_window),
+		cmocka_unit_test(p11_a_save_of_weights_that_stood_still_says_so),
 		cmocka_unit_test(verify_and_sample_answer_from_a_checkpoint),
 		cmocka_unit_test(a_class_model_is_saved_resumed_and_sampled),
 		cmocka_unit_test(a_reload_takes_schedule_keys_between_two_steps),
