@@ -66,7 +66,40 @@ static void p7_saving_resumes_by_itself_after_a_full_disk(void **unused)
 	rig_close(&rig);
 }
 
-/* The same with a real file system that is full, where this process may mount one. */
+/* Space that was there is taken before it is reserved: once by others, then by a quota, of which
+ * the free bytes say nothing. The oldest goes, the save stands, nobody is told of a full disk. */
+static void p7_a_quota_costs_the_oldest_checkpoint(void **unused)
+{
+	struct rig rig;
+	char ids[3][64], id[64], state[32];
+	int64_t step = 0;
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, NULL);
+	for (int i = 0; i < 3; i++) {
+		rig_wait(&rig, "steps", is_step, step + 5);
+		rig_save(&rig, ids[i], &step);
+	}
+	rig_kill_supervisor(&rig);
+	rig_start(&rig, "fallocate:1:ENOSPC,fallocate:2:EDQUOT");
+	rig_wait(&rig, "steps", is_step, step + 5);
+	rig_save(&rig, id, &step);
+	rig_checkpoint_state(&rig, ids[0], state);
+	assert_string_equal(state, "deleted");
+	for (int i = 1; i < 3; i++) {
+		rig_checkpoint_state(&rig, ids[i], state);
+		assert_string_equal(state, "verified");
+	}
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		assert_true(is_storage_good(status, 0));
+	}
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
+/* A real file system that is full, where this process may mount one. */
 static void p7_a_small_file_system_that_fills_up_costs_no_step(void **unused)
 {
 	struct rig rig;
@@ -178,6 +211,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p7_saving_resumes_by_itself_after_a_full_disk),
+		cmocka_unit_test(p7_a_quota_costs_the_oldest_checkpoint),
 		cmocka_unit_test(p9_what_a_person_gets_wrong_is_one_line_and_exit_78),
 		cmocka_unit_test(p9_ckptctl_without_a_daemon_says_so_and_exits_3),
 		/* Last: it moves this process into a mount namespace of its own. */
