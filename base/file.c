@@ -85,15 +85,34 @@ int file_read_all(int dir_fd, const char *name, size_t size_max, char **ret_data
 	return code;
 }
 
+/* What the device gives back must be what was written: past the cache, as far as advice goes. */
+static int compare_written(int fd, const uint8_t *data, size_t size)
+{
+	uint8_t read[4096];
+	int code = 0;
+
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	for (size_t at = 0; code == 0 && at < size; at += sizeof(read)) {
+		size_t piece = size - at < sizeof(read) ? size - at : sizeof(read);
+
+		code = file_read_exact(fd, read, piece, (off_t)at);
+		if (code == -ENODATA || (code == 0 && memcmp(read, data + at, piece) != 0))
+			code = -EIO;
+	}
+	return code;
+}
+
 static int write_synced(int dir_fd, const char *name, const void *data, size_t size, mode_t mode)
 {
-	int fd = sys_openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+	int fd = sys_openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
 
 	if (fd < 0)
 		return fd;
 	int code = file_write_exact(fd, data, size, 0);
 	if (code == 0)
 		code = sys_fsync(fd);
+	if (code == 0)
+		code = compare_written(fd, data, size);
 	int closed = sys_close(fd);
 	return code < 0 ? code : closed;
 }
@@ -116,7 +135,7 @@ static int publish(int dir_fd, const char *name, const void *data, size_t size, 
 	if (code == 0)
 		code = rename_to(dir_fd, temporary, name);
 	if (code < 0) {
-		unlinkat(dir_fd, temporary, 0);
+		sys_unlinkat(dir_fd, temporary);
 		return code;
 	}
 	return file_sync_dir(dir_fd);

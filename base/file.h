@@ -16,9 +16,10 @@ int file_write_exact(int fd, const void *data, size_t size, off_t offset);
  * has a NUL after its *ret_size bytes. -EFBIG when larger. */
 int file_read_all(int dir_fd, const char *name, size_t size_max, char **ret_data, size_t *ret_size);
 
-/* Writes name durably: temporary in the same folder, fsync, rename, fsync of the folder. After it
- * returns 0 the new content survives a power cut; on error the old file is untouched and the
- * temporary is gone (when only the last fsync fails the new one stands, but may not last). */
+/* Writes name durably: temporary in the same folder, fsync, read back and compared (-EIO), rename,
+ * fsync of the folder. After it returns 0 the new content survives a power cut; on error the old
+ * file is untouched and the temporary is gone (when only the last fsync fails the new one stands,
+ * but may not last). */
 int file_replace(int dir_fd, const char *name, const void *data, size_t size, mode_t mode);
 /* The same, but fails with -EEXIST instead of replacing. */
 int file_create(int dir_fd, const char *name, const void *data, size_t size, mode_t mode);

@@ -206,15 +206,19 @@ static int open_database(
 	return rc;
 }
 
-/* SQLite takes a database whose header asks for a later way of writing, and then only reads it: the
- * error would come at each save and never go. */
-static int check_writable(struct catalog *catalog, struct error *err)
+/* SQLite quietly takes what it can only read, and the error would come at each save: when the file
+ * could not be opened for writing, and (whole: it was read) when its header asks for a later way of
+ * writing. */
+static int check_writable(struct catalog *catalog, bool whole, struct error *err)
 {
 	if (sqlite3_db_readonly(catalog->db, "main") != 1)
 		return 0;
+	if (whole)
+		return error_set(
+			err, -EBADMSG, "catalog: it is damaged: its header forbids writing");
 	if (access(sqlite3_db_filename(catalog->db, "main"), W_OK) < 0)
 		return error_set(err, -EACCES, "catalog: cannot write it: %s", strerror(errno));
-	return error_set(err, -EBADMSG, "catalog: it is damaged: its header forbids writing");
+	return error_set(err, -EIO, "catalog: it cannot be opened for writing now");
 }
 
 static int check_exists(const char *run_dir, struct error *err)
@@ -245,17 +249,19 @@ static int open_version(const char *run_dir, enum catalog_mode mode, int version
 	if (rc < 0)
 		return rc;
 	catalog->version = version;
-	rc = configure(catalog,
-		mode == CATALOG_READ ? "PRAGMA query_only=ON; PRAGMA mmap_size=0"
-				     : "PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
-				       "PRAGMA cell_size_check=ON",
-		err);
+	rc = mode == CATALOG_WRITE ? check_writable(catalog, false, err) : 0;
+	if (rc == 0)
+		rc = configure(catalog,
+			mode == CATALOG_READ ? "PRAGMA query_only=ON; PRAGMA mmap_size=0"
+					     : "PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
+					       "PRAGMA cell_size_check=ON",
+			err);
 	if (rc == 0)
 		rc = check_version(catalog, err);
 	if (rc == 0)
 		rc = check_integrity(catalog, err);
 	if (rc == 0 && mode == CATALOG_WRITE)
-		rc = check_writable(catalog, err);
+		rc = check_writable(catalog, true, err);
 	if (rc == 0)
 		rc = prepare_statements(catalog, err);
 	if (rc < 0) {
@@ -512,7 +518,9 @@ static int build_new(const char *run_dir, int run_fd,
 	rc = open_database(run_dir, CATALOG_NEW, SQLITE_OPEN_READWRITE, &catalog, err);
 	if (rc < 0)
 		return rc;
-	rc = fill_new(catalog, fill, context, err);
+	rc = check_writable(catalog, false, err);
+	if (rc == 0)
+		rc = fill_new(catalog, fill, context, err);
 	catalog_close(catalog);
 	if (rc < 0)
 		return rc;

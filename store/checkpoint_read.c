@@ -35,21 +35,32 @@ static void record_error(struct reading *reading, uint32_t chunk, int error)
 	atomic_store(&reading->failed, true);
 }
 
-static int read_chunk(struct reading *reading, uint32_t chunk, uint8_t *data)
+static int read_matching(const struct reading *reading, uint32_t chunk, uint8_t *data)
 {
 	const struct checkpoint_info *info = reading->info;
-	uint64_t offset = (uint64_t)chunk * CHECKPOINT_CHUNK_BYTES;
-	uint64_t seals = CHECKPOINT_CHUNK_BYTES / SEAL_CHUNK_BYTES;
+	off_t offset = (off_t)(info->data_offset + (uint64_t)chunk * CHECKPOINT_CHUNK_BYTES);
+	int rc = file_read_exact(reading->fd, data, CHECKPOINT_CHUNK_BYTES, offset);
 	struct digest digest;
-	int rc;
 
-	rc = file_read_exact(
-		reading->fd, data, CHECKPOINT_CHUNK_BYTES, (off_t)(info->data_offset + offset));
 	if (rc < 0)
 		return rc == -ENODATA ? -EBADMSG : rc;
 	digest = digest_of(data, CHECKPOINT_CHUNK_BYTES);
-	if (!digest_equal(&digest, &info->chunks[chunk]))
-		return -EBADMSG;
+	return digest_equal(&digest, &info->chunks[chunk]) ? 0 : -EBADMSG;
+}
+
+/* A verdict about bytes is asked for twice, the second time past the cache: the fault may have been
+ * in the reading. */
+static int read_chunk(struct reading *reading, uint32_t chunk, uint8_t *data)
+{
+	uint64_t seals = CHECKPOINT_CHUNK_BYTES / SEAL_CHUNK_BYTES;
+	int rc = read_matching(reading, chunk, data);
+
+	if (rc == -EBADMSG) {
+		posix_fadvise(reading->fd, 0, 0, POSIX_FADV_DONTNEED);
+		rc = read_matching(reading, chunk, data);
+	}
+	if (rc < 0)
+		return rc;
 	if (reading->sums != NULL)
 		seal_sums(data, CHECKPOINT_CHUNK_BYTES, reading->sums + chunk * seals);
 	if (reading->moves != NULL)
