@@ -236,8 +236,15 @@ static int check_exists(const char *run_dir, struct error *err)
 	return 0;
 }
 
-static int open_version(const char *run_dir, enum catalog_mode mode, int version,
-	struct catalog **ret, struct error *err)
+static const char for_reading[] = "PRAGMA query_only=ON; PRAGMA mmap_size=0";
+static const char for_writing[] =
+	"PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA cell_size_check=ON";
+/* The index of the log in our own memory, for a moment alone: its file would want room. */
+static const char for_reading_alone[] =
+	"PRAGMA locking_mode=EXCLUSIVE; PRAGMA query_only=ON; PRAGMA mmap_size=0";
+
+static int open_version(const char *run_dir, enum catalog_mode mode, const char *pragmas,
+	int version, struct catalog **ret, struct error *err)
 {
 	struct catalog *catalog;
 	int rc;
@@ -251,11 +258,7 @@ static int open_version(const char *run_dir, enum catalog_mode mode, int version
 	catalog->version = version;
 	rc = mode == CATALOG_WRITE ? check_writable(catalog, false, err) : 0;
 	if (rc == 0)
-		rc = configure(catalog,
-			mode == CATALOG_READ ? "PRAGMA query_only=ON; PRAGMA mmap_size=0"
-					     : "PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
-					       "PRAGMA cell_size_check=ON",
-			err);
+		rc = configure(catalog, pragmas, err);
 	if (rc == 0)
 		rc = check_version(catalog, err);
 	if (rc == 0)
@@ -275,7 +278,14 @@ static int open_version(const char *run_dir, enum catalog_mode mode, int version
 int catalog_open(
 	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err)
 {
-	return open_version(run_dir, mode, CATALOG_VERSION, ret, err);
+	int rc = open_version(run_dir, mode, mode == CATALOG_READ ? for_reading : for_writing,
+		CATALOG_VERSION, ret, err);
+
+	/* A full disk looks the same from inside SQLite. A writer gives up the reserve; who only
+	 * looks must still be told what is there. */
+	if (mode == CATALOG_READ && (rc == -EIO || rc == -ENOSPC || rc == -EDQUOT))
+		rc = open_version(run_dir, mode, for_reading_alone, CATALOG_VERSION, ret, err);
+	return rc;
 }
 
 void catalog_close(struct catalog *catalog)
@@ -416,7 +426,7 @@ int catalog_list_version_1(const char *run_dir, struct catalog_row **ret, uint32
 	uint32_t *ret_bad, struct error *err)
 {
 	struct catalog *catalog;
-	int rc = open_version(run_dir, CATALOG_READ, 1, &catalog, err);
+	int rc = open_version(run_dir, CATALOG_READ, for_reading, 1, &catalog, err);
 
 	if (rc < 0)
 		return rc;

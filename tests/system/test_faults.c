@@ -1,9 +1,9 @@
-/* P7 and P9, the whole system: full disks, and what a person gets wrong. */
+/* P7 and P9, the whole system: saves that find no room (tests/disk/test_full_disk.c fills real file
+ * systems), and what a person gets wrong. */
 #include "tests/system/rig.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -11,12 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
 #include <cmocka.h>
-
-#include "tests/lacks.h"
 
 static bool is_storage_bad(const json_t *status, int64_t value)
 {
@@ -99,49 +96,6 @@ static void p7_a_quota_costs_the_oldest_checkpoint(void **unused)
 	rig_close(&rig);
 }
 
-/* A real file system that is full, where this process may mount one. */
-static void p7_a_small_file_system_that_fills_up_costs_no_step(void **unused)
-{
-	struct rig rig;
-	char id[64], filler[2 * RIG_PATH_MAX], error[64];
-	static char zeros[1 << 20];
-	int64_t step;
-	int fd;
-
-	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-		test_lacks("the right to mount (root, CAP_SYS_ADMIN)");
-	rig_open(&rig, "steps_total=1000000");
-	{
-		struct rig on_disk = rig;
-
-		/* The run moves to a tmpfs with room for two checkpoints. */
-		rig_copy(&rig, &on_disk);
-		assert_int_equal(mount("tmpfs", rig.run_dir, "tmpfs", 0, "size=24m,mode=0750"), 0);
-		rig_copy_run(&rig, &on_disk);
-		rig_close(&on_disk);
-	}
-	rig_start(&rig, NULL);
-	rig_wait(&rig, "some steps", is_step, 5);
-	rig_save(&rig, id, &step);
-	snprintf(filler, sizeof(filler), "%s/filler", rig.run_dir);
-	fd = open(filler, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	assert_true(fd >= 0);
-	while (write(fd, zeros, sizeof(zeros)) > 0)
-		continue;
-	while (write(fd, zeros, 4096) > 0)
-		continue;
-	close(fd);
-	rig_wait(&rig, "more steps", is_step, step + 5);
-	assert_null(rig_call(&rig, "Save", json_pack("{s:b}", "wait", 1), error));
-	expect_degraded(&rig, step, "disk full");
-	assert_int_equal(unlink(filler), 0);
-	rig_wait(&rig, "saving to resume", is_saved, step + 5);
-	rig_wait(&rig, "the status to say so", is_storage_good, 0);
-	assert_int_equal(rig_stop(&rig), 0);
-	assert_int_equal(umount2(rig.run_dir, MNT_DETACH), 0);
-	rig_close(&rig);
-}
-
 /* In the foreground a person is there: one line, exit 78, nothing begun. */
 static void expect_refusal(struct rig *rig, const char *a, const char *b)
 {
@@ -214,8 +168,6 @@ int main(void)
 		cmocka_unit_test(p7_a_quota_costs_the_oldest_checkpoint),
 		cmocka_unit_test(p9_what_a_person_gets_wrong_is_one_line_and_exit_78),
 		cmocka_unit_test(p9_ckptctl_without_a_daemon_says_so_and_exits_3),
-		/* Last: it moves this process into a mount namespace of its own. */
-		cmocka_unit_test(p7_a_small_file_system_that_fills_up_costs_no_step),
 	};
 
 	return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
