@@ -64,6 +64,9 @@ static void add_items(struct cleaning *cleaning)
 			.loss = row->loss,
 			.verified = row->state == CHECKPOINT_VERIFIED,
 			.corrupt = row->state == CHECKPOINT_CORRUPT,
+			.found = row->state == CHECKPOINT_FOUND ||
+				row->state == CHECKPOINT_UNREADABLE ||
+				row->state == CHECKPOINT_MISSING,
 			.on_line = line_contains(&cleaning->folder.line, row->branch, row->step),
 			.keep = scan_keeps(scan, &row->root),
 		};

@@ -26,6 +26,17 @@ static bool counts(const struct retention_item *item)
 	return item->verified && group_of(item) == GROUP_LINE;
 }
 
+/* Which ones the long-term rules choose among. They are asked twice, for the verified ones and for
+ * all that may be good: after the catalog was lost all are only `found` until they are read again,
+ * and none of what was kept for long may go because of that. */
+enum among { AMONG_VERIFIED, AMONG_FOUND, AMONG_COUNT };
+
+static bool is_among(const struct retention_item *item, enum among among)
+{
+	return counts(item) ||
+		(among == AMONG_FOUND && item->found && group_of(item) == GROUP_LINE);
+}
+
 /* How many verified ones on the line are newer than this one. */
 static uint32_t verified_newer(
 	const struct retention_item *items, uint32_t count, const struct retention_item *than)
@@ -47,14 +58,14 @@ static uint32_t group_newer(
 	return n;
 }
 
-/* The first verified one at or after each multiple. */
+/* The first one at or after each multiple. */
 static bool is_milestone(const struct retention_item *items, uint32_t count,
-	const struct retention_item *item, uint64_t every)
+	const struct retention_item *item, enum among among, uint64_t every)
 {
-	if (every == 0 || !counts(item) || item->step < every)
+	if (every == 0 || !is_among(item, among) || item->step < every)
 		return false;
 	for (uint32_t i = 0; i < count; i++)
-		if (counts(&items[i]) && items[i].step / every == item->step / every &&
+		if (is_among(&items[i], among) && items[i].step / every == item->step / every &&
 			newer(item, &items[i]))
 			return false;
 	return true;
@@ -62,14 +73,14 @@ static bool is_milestone(const struct retention_item *items, uint32_t count,
 
 /* The lowest losses; of equal ones the newer. What is not finite is never best. */
 static bool is_best(const struct retention_item *items, uint32_t count,
-	const struct retention_item *item, uint32_t best)
+	const struct retention_item *item, enum among among, uint32_t best)
 {
 	uint32_t better = 0;
 
-	if (!counts(item) || !isfinite(item->loss))
+	if (!is_among(item, among) || !isfinite(item->loss))
 		return false;
 	for (uint32_t i = 0; i < count; i++)
-		better += counts(&items[i]) && isfinite(items[i].loss) &&
+		better += is_among(&items[i], among) && isfinite(items[i].loss) &&
 			(items[i].loss < item->loss ||
 				(items[i].loss == item->loss && newer(&items[i], item)));
 	return better < best;
@@ -77,14 +88,14 @@ static bool is_best(const struct retention_item *items, uint32_t count,
 
 /* -- the tail -- */
 
-/* The next verified one on the line; than NULL: the newest. */
-static struct retention_item *next_older(
-	struct retention_item *items, uint32_t count, const struct retention_item *than)
+/* than NULL: the newest. */
+static struct retention_item *next_older(struct retention_item *items, uint32_t count,
+	enum among among, const struct retention_item *than)
 {
 	struct retention_item *next = NULL;
 
 	for (uint32_t i = 0; i < count; i++)
-		if (counts(&items[i]) && (than == NULL || newer(than, &items[i])) &&
+		if (is_among(&items[i], among) && (than == NULL || newer(than, &items[i])) &&
 			(next == NULL || newer(&items[i], next)))
 			next = &items[i];
 	return next;
@@ -103,19 +114,21 @@ static uint64_t age_of(const struct retention_item *item, const struct retention
  * Of three neighbours that stay the oldest is more than twice as old as the newest, so their number
  * grows with the logarithm of the age. The oldest of all stays. Other rules do not count here: what
  * they keep today they may give up tomorrow. */
-static void choose_tail(struct retention_item *items, uint32_t count, uint32_t keep_last)
+static void choose_tail(
+	struct retention_item *items, uint32_t count, enum among among, uint32_t keep_last)
 {
-	const struct retention_item *newest = next_older(items, count, NULL), *stays = newest;
+	const struct retention_item *newest = next_older(items, count, among, NULL),
+				    *stays = newest;
 	struct retention_item *item, *older;
 
 	for (uint32_t n = 1; n < keep_last && stays != NULL; n++)
-		stays = next_older(items, count, stays);
+		stays = next_older(items, count, among, stays);
 	if (stays == NULL)
 		return;
-	for (item = next_older(items, count, stays); item != NULL; item = older) {
+	for (item = next_older(items, count, among, stays); item != NULL; item = older) {
 		uint64_t age = age_of(stays, newest), older_age;
 
-		older = next_older(items, count, item);
+		older = next_older(items, count, among, item);
 		older_age = older != NULL ? age_of(older, newest) : 0;
 		if (older != NULL && (older_age <= age || older_age - age <= age))
 			continue;
@@ -144,9 +157,13 @@ static bool keeps(const struct retention_item *items, uint32_t count,
 	case GROUP_LINE:
 		break;
 	}
-	return item->in_tail || verified_newer(items, count, item) < last_of(policy) ||
-		is_milestone(items, count, item, policy->keep_every) ||
-		is_best(items, count, item, policy->keep_best);
+	if (item->in_tail || verified_newer(items, count, item) < last_of(policy))
+		return true;
+	for (enum among among = AMONG_VERIFIED; among < AMONG_COUNT; among++)
+		if (is_milestone(items, count, item, among, policy->keep_every) ||
+			is_best(items, count, item, among, policy->keep_best))
+			return true;
+	return false;
 }
 
 uint64_t retention_bytes(const struct retention_item *items, uint32_t count)
@@ -165,8 +182,8 @@ uint64_t retention_decide(
 
 	for (uint32_t i = 0; i < count; i++)
 		items[i].in_tail = false;
-	if (policy->keep_tail)
-		choose_tail(items, count, last_of(policy));
+	for (enum among among = AMONG_VERIFIED; policy->keep_tail && among < AMONG_COUNT; among++)
+		choose_tail(items, count, among, last_of(policy));
 	for (uint32_t i = 0; i < count; i++)
 		items[i].remove = !keeps(items, count, &items[i], policy);
 	if (policy->keep_bytes == 0)

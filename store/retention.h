@@ -11,6 +11,8 @@ struct retention_item {
 	uint64_t trained_seconds;
 	double loss; /* NaN: unknown */
 	bool verified, on_line, keep, corrupt;
+	bool found;   /* not verified, and nothing speaks against it: not read yet, or not readable
+			 now */
 	bool busy;    /* somebody reads it */
 	bool in_tail; /* set by retention_decide */
 	bool remove;  /* the decision */

@@ -523,6 +523,7 @@ static void header_must_agree_with_itself(void **state)
 		{"pad.ema", "pod.ema", -EBADMSG},
 		{"unet.conv_in.weight", "unet.conv_In.weight", -EBADMSG},
 		{"[300,1024]", "[1024,300]", -EBADMSG},
+		{"\"weights_digest\":", "\"weights_Digest\":", 0}, /* files of before it */
 		{"\"parent_root\":\"00", "\"parent_root\":\"0G", -EBADMSG},
 		{"\"seed\\\":\\\"1\\\"", "\"sEed\\\":\\\"1\\\"", 0},
 		{"seed\\\":", "seed\\\";", -EBADMSG},
@@ -536,6 +537,49 @@ static void header_must_agree_with_itself(void **state)
 			fail_msg("%s -> %s gives %d (%s)", edits[i].from, edits[i].to, rc,
 				rc < 0 ? fx->err.text : "accepted");
 	}
+}
+
+/* A whole file, its root made anew, whose weights_digest is another or none. */
+static void write_with_weights_digest(struct fixture *fx, bool valid_hex)
+{
+	static const char mark[] = "\"weights_digest\":\"";
+	const char *name = "step-000000030-b0001.safetensors";
+	struct checkpoint_header header;
+	struct checkpoint_source source;
+	struct digest chunks[2], root;
+	char *hit;
+	int fd;
+
+	fixture_state(fx, 1, 30);
+	source = fixture_source(fx);
+	PASS(checkpoint_header_build(&source, "now", &header, &fx->err));
+	hit = memmem(header.bytes, header.size, mark, strlen(mark));
+	assert_non_null(hit);
+	hit += strlen(mark);
+	*hit = !valid_hex ? 'G' : *hit == '0' ? '1' : '0';
+	for (int i = 0; i < 2; i++)
+		chunks[i] = digest_of(
+			fx->block + i * CHECKPOINT_CHUNK_BYTES, CHECKPOINT_CHUNK_BYTES);
+	checkpoint_header_finish(&header, chunks, &root);
+	fixture_write(fx->fd, name, header.bytes, header.size);
+	fd = openat(fx->fd, name, O_WRONLY | O_CLOEXEC);
+	assert_int_equal(file_write_exact(fd, fx->block, fx->block_bytes, (off_t)header.size), 0);
+	close(fd);
+	checkpoint_header_fini(&header);
+}
+
+static void p11_weights_digest_must_be_that_of_the_weights(void **state)
+{
+	struct fixture *fx = *state;
+	struct checkpoint_info info;
+
+	fixture_prepare(fx);
+	write_with_weights_digest(fx, true);
+	assert_int_equal(fixture_try_load(fx, &info), -EBADMSG);
+	assert_true(fixture_told(fx, "its weights are not those of its header"));
+	write_with_weights_digest(fx, false);
+	assert_int_equal(fixture_try_load(fx, &info), -EBADMSG);
+	assert_true(fixture_told(fx, "its weights_digest is broken"));
 }
 
 /* tests/golden/checkpoint-v1.header: the header of a checkpoint whose data are zeros, as version 1
@@ -594,6 +638,7 @@ int main(void)
 		TEST(only_plain_files_of_ours_are_opened),
 		TEST(P10_only_who_owns_the_run_may_have_written_it),
 		TEST(header_must_agree_with_itself),
+		TEST(p11_weights_digest_must_be_that_of_the_weights),
 		TEST(p8_golden_version_1_is_accepted),
 	};
 

@@ -188,6 +188,23 @@ static void p1_tail_and_best_outlive_the_newest(void **state)
 	assert_in_range(left, 5, 11);
 }
 
+static void p8_lost_catalog_costs_no_milestone(void **state)
+{
+	struct fixture *fx = *state;
+
+	fx->config.keep_last = 2;
+	fx->config.keep_every = 20;
+	save_until(fx, 50);
+	assert_int_equal(unlinkat(fx->run_fd, "catalog.sqlite", 0), 0);
+	fixture_prepare(fx);
+	for (uint64_t step = 60; step <= 80; step += 10)
+		fixture_save(fx, 1, step);
+	assert_int_equal(fixture_row_state(fx, 1, 20), CHECKPOINT_FOUND);
+	assert_true(fixture_exists(fx->fd, SECOND));
+	assert_true(fixture_exists(fx->fd, "step-000000040-b0001.safetensors"));
+	assert_false(fixture_exists(fx->fd, "step-000000050-b0001.safetensors"));
+}
+
 /* -- keep -- */
 
 static bool row_keeps(struct fixture *fx, const char *id)
@@ -428,6 +445,7 @@ int main(void)
 		TEST(p7_what_is_being_deleted_is_not_opened),
 		TEST(p7_budget_holds_or_says_so),
 		TEST(p1_tail_and_best_outlive_the_newest),
+		TEST(p8_lost_catalog_costs_no_milestone),
 		TEST(p1_kept_until_told_otherwise),
 		TEST(keep_of_what_is_off_the_line_or_damaged),
 		TEST(p8_keep_stands_without_a_catalog),

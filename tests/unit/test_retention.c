@@ -92,6 +92,41 @@ static void room_is_made_from_the_least_worthy(void **state)
 	assert_false(retention_make_room(items, 7));
 }
 
+/* P8: the catalog was lost, and all but what was saved since is only found. */
+static void p8_what_was_kept_for_long_need_not_be_verified_again(void **state)
+{
+	struct retention_policy policy = {
+		.keep_last = 3, .keep_every = 40, .keep_tail = true, .keep_best = 2};
+	struct retention_item items[40], again[20];
+	uint32_t left = 0, removed = 0;
+
+	for (uint32_t i = 0; i < 40; i++) {
+		items[i] = good((i + 1) * 10);
+		items[i].trained_seconds = i * 100;
+		items[i].loss = (double)((i * 7) % 40);
+	}
+	retention_decide(items, 36, &policy);
+	for (uint32_t i = 0; i < 36; i++)
+		if (!items[i].remove)
+			again[left++] = items[i];
+	for (uint32_t i = 0; i < left; i++) {
+		again[i].verified = false;
+		again[i].found = true;
+	}
+	for (uint32_t i = 36; i < 40; i++)
+		again[left++] = items[i];
+	retention_decide(again, left, &policy);
+	for (uint32_t i = 0; i < left; i++) {
+		bool best = again[i].loss <= 1, milestone = again[i].step % 40 == 0;
+
+		removed += again[i].remove;
+		if (again[i].remove && (best || milestone))
+			fail_msg("step %u goes", (unsigned)again[i].step);
+	}
+	assert_false(again[0].remove);
+	assert_in_range(removed, 1, 6); /* what the newer ones took the place of */
+}
+
 static void best_is_the_lowest_finite_loss(void **state)
 {
 	struct retention_policy policy = {.keep_last = 2, .keep_best = 2};
@@ -241,6 +276,7 @@ static uint32_t random_items(uint64_t *random, struct retention_item *items)
 			.keep = (bits >> 7 & 7) == 0,
 			.corrupt = (bits >> 10 & 7) == 0,
 			.busy = (bits >> 13 & 7) == 0,
+			.found = (bits >> 24 & 3) == 0,
 			.file_bytes = bits >> 16 & 15,
 			.trained_seconds = next_random(random) % 1000,
 			.loss = (bits >> 20 & 3) != 0 ? (double)(bits >> 22 & 7) : (double)NAN,
@@ -347,6 +383,7 @@ int main(void)
 		cmocka_unit_test(newest_and_milestones_stay),
 		cmocka_unit_test(what_is_not_verified_does_not_count),
 		cmocka_unit_test(room_is_made_from_the_least_worthy),
+		cmocka_unit_test(p8_what_was_kept_for_long_need_not_be_verified_again),
 		cmocka_unit_test(best_is_the_lowest_finite_loss),
 		cmocka_unit_test(budget_takes_the_oldest_but_never_the_newest_two),
 		cmocka_unit_test(p1_tail_stays_logarithmic_without_growing_gaps),
