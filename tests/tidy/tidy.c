@@ -1,5 +1,6 @@
 /* The rules of the tree, as a test: includes point down, each foreign library has one door, files
- * and lines keep their size, nothing unfinished is left. Prints file:line and the rule. */
+ * and lines keep their size, nothing unfinished is left, the tests that docs/FAULTS.md names are
+ * there. Prints file:line and the rule. */
 #include <dirent.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -218,6 +219,71 @@ static void walk(const char *folder, int depth)
 	closedir(dir);
 }
 
+/* -- what the documents name -- */
+
+#define FAULTS "docs/FAULTS.md"
+
+/* A word of letters, digits and more than one underscore: a test case, not a state or a call. */
+static bool is_case(const char *word)
+{
+	unsigned underscores = 0;
+
+	for (const char *at = word; *at; at++) {
+		if (!strchr("abcdefghijklmnopqrstuvwxyz0123456789_", *at))
+			return false;
+		underscores += *at == '_';
+	}
+	return underscores > 1;
+}
+
+static bool has_text(const char *path, const char *part)
+{
+	char text[4096];
+	FILE *file = fopen(path, "r");
+	bool found = false;
+
+	while (file && !found && fgets(text, sizeof(text), file))
+		found = strstr(text, part) != NULL;
+	if (file)
+		fclose(file);
+	return found;
+}
+
+/* `tests/...` names a file, and a case after it one in that file. Returns the number of files. */
+static unsigned check_named_tests(unsigned line, char *text)
+{
+	char *rest = text, *word, path[PATH_MAX] = "";
+	unsigned files = 0;
+
+	for (bool quoted = false; (word = strsep(&rest, "`")) != NULL; quoted = !quoted) {
+		if (!quoted)
+			continue;
+		if (starts_with(word, "tests/") && ends_with(word, ".c")) {
+			snprintf(path, sizeof(path), "%s", word);
+			files++;
+			if (access(path, F_OK) < 0)
+				report(FAULTS, line, "there is no such test", word);
+		} else if (*path && is_case(word) && !has_text(path, word)) {
+			report(FAULTS, line, "there is no such case", word);
+		}
+	}
+	return files;
+}
+
+static void check_faults(void)
+{
+	char text[4096];
+	unsigned line = 0, files = 0;
+	FILE *file = fopen(FAULTS, "r");
+
+	while (file && fgets(text, sizeof(text), file))
+		files += check_named_tests(++line, text);
+	if (file)
+		fclose(file);
+	if (files == 0)
+		report(FAULTS, line, "it names no test", "");
+}
+
 /* Each rule finds what it is for, and only that. */
 static bool rules_work(void)
 {
@@ -257,6 +323,14 @@ static bool rules_work(void)
 			right = false;
 		}
 	}
+	char wrong[] = "| `tests/tidy/tidy.c` `is_case`, `no_such_"
+		       "case_there` | `tests/no.c` |";
+
+	finding_count = 0;
+	if (check_named_tests(1, wrong) != 2 || finding_count != 2) {
+		printf("# names of tests give %u findings\n", finding_count);
+		right = false;
+	}
 	finding_count = 0;
 	quiet = false;
 	return right;
@@ -270,6 +344,7 @@ int main(int argc, char **argv)
 	}
 	bool work = rules_work();
 	walk(".", 0);
+	check_faults();
 	/* A walk that found nothing has checked nothing. */
 	bool hold = finding_count == 0 && file_count > 50;
 	printf("1..2\n%s 1 - the rules find what they are for\n", work ? "ok" : "not ok");
