@@ -99,18 +99,21 @@ static bool knows_data(const struct catalog_row *old)
 		old->state == CHECKPOINT_CORRUPT || old->state == CHECKPOINT_DELETED;
 }
 
+/* The one that was to be deleted, could not be, and was kept since, is found again. */
 static void row_of_open_file(struct preparation *p, const struct checkpoint_info *info,
 	const struct catalog_row *old, struct catalog_row *ret)
 {
+	bool keep = scan_keeps(&p->folder.scan, &info->root);
 	char run[2 * STATE_RUN_ID_SIZE + 1];
 
 	if (memcmp(info->record.run_id, p->run->id, RUN_ID_SIZE) != 0) {
 		recovery_row_of_info(&p->folder, info, CHECKPOINT_REFUSED, ret);
 		bytes_to_hex(info->record.run_id, STATE_RUN_ID_SIZE, run);
 		snprintf(ret->text, sizeof(ret->text), "it belongs to another run (%s)", run);
-	} else if (old != NULL && knows_data(old) && digest_equal(&old->root, &info->root)) {
+	} else if (old != NULL && knows_data(old) && digest_equal(&old->root, &info->root) &&
+		!(keep && old->state == CHECKPOINT_DELETED)) {
 		*ret = *old;
-		ret->keep = scan_keeps(&p->folder.scan, &info->root);
+		ret->keep = keep;
 	} else {
 		recovery_row_of_info(&p->folder, info, CHECKPOINT_FOUND, ret);
 		recovery_row_carry(old, ret);

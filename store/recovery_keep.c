@@ -100,6 +100,11 @@ static bool update_row(struct catalog *catalog, const char *id, const struct dig
 	rc = catalog_get(catalog, id, &row, err);
 	if (rc == 0 && digest_equal(&row.root, root)) {
 		row.keep = keep;
+		/* It was to be deleted, and could not be. */
+		if (keep && row.state == CHECKPOINT_DELETED) {
+			row.state = CHECKPOINT_FOUND;
+			memset(row.text, 0, sizeof(row.text));
+		}
 		rc = catalog_put(catalog, &row, err);
 	}
 	return catalog_end(catalog, rc, err) == 0;

@@ -249,6 +249,51 @@ static void p1_kept_until_told_otherwise(void **state)
 	assert_int_equal(keep(fx, "newest", true, text), -EINVAL);
 }
 
+/* Its row says `deleted`, its file would not go: whoever keeps it then has it for good. */
+static void p1_kept_between_its_row_and_its_unlink(void **state)
+{
+	struct fixture *fx = *state;
+	struct checkpoint_source source;
+	struct checkpoint_saved saved;
+	char text[256];
+	int fd;
+
+	save_until(fx, 20);
+	fx->config.keep_last = 2;
+	for (int catalog = 0; catalog < 2; catalog++) {
+		const char *id = catalog ? "step-000000020-b0001" : "step-000000010-b0001";
+		struct checkpoint_info info;
+		char name[64];
+
+		PASS(fixture_try_save(fx, 1, 30 + 10 * (uint64_t)catalog, &saved));
+		source = fixture_source(fx);
+		assert_int_equal(sys_fault_plan("unlink:1:EIO"), 0);
+		assert_int_equal(recovery_catalog_saved(fx->dir, fx->run_fd, &saved, &source,
+					 &fx->config, &fx->outcome, fixture_report, fx, &fx->err),
+			-EIO);
+		sys_fault_plan(NULL);
+		fixture_name(1, 10 + 10 * (uint64_t)catalog, name);
+		assert_int_equal(
+			fixture_row_state(fx, 1, 10 + 10 * (uint64_t)catalog), CHECKPOINT_DELETED);
+		if (catalog) {
+			PASS(keep(fx, id, true, text));
+			assert_int_equal(fixture_row_state(fx, 1, 20), CHECKPOINT_FOUND);
+		} else {
+			/* Without the row: as if the catalog could not be written. */
+			fd = checkpoint_open(fx->fd, name, &info, &fx->err);
+			PASS(fd);
+			fixture_keep(fx, &info.root);
+			checkpoint_info_fini(&info);
+			close(fd);
+		}
+		fixture_prepare(fx);
+		assert_true(fixture_exists(fx->fd, name));
+		assert_true(row_keeps(fx, id));
+		assert_int_equal(
+			fixture_row_state(fx, 1, 10 + 10 * (uint64_t)catalog), CHECKPOINT_FOUND);
+	}
+}
+
 static void keep_of_what_is_off_the_line_or_damaged(void **state)
 {
 	struct fixture *fx = *state;
@@ -447,6 +492,7 @@ int main(void)
 		TEST(p1_tail_and_best_outlive_the_newest),
 		TEST(p8_lost_catalog_costs_no_milestone),
 		TEST(p1_kept_until_told_otherwise),
+		TEST(p1_kept_between_its_row_and_its_unlink),
 		TEST(keep_of_what_is_off_the_line_or_damaged),
 		TEST(p8_keep_stands_without_a_catalog),
 		cmocka_unit_test(p7_keep_killed_anywhere_is_kept_or_not),
