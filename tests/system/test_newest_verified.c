@@ -1,5 +1,6 @@
 /* P1 and P8, the whole system: whatever becomes of the newest checkpoint or of the catalog, a start
  * takes the newest state that is whole, on the current line, and says what it found. */
+#include "base/clock.h"
 #include "tests/system/rig.h"
 
 #include <fcntl.h>
@@ -11,7 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -291,11 +294,83 @@ static void p8_a_lost_or_broken_catalog_loses_no_checkpoint_branch_or_mark(void 
 	rig_close(&rolled);
 }
 
+/* -- what is being read -- */
+
+static bool is_locked(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	bool locked;
+
+	assert_true(fd >= 0);
+	locked = flock(fd, LOCK_EX | LOCK_NB) < 0;
+	close(fd);
+	return locked;
+}
+
+/* ckptctl in a process group of its own; it stops itself before each read. */
+static pid_t start_export(struct rig *rig, const char *id, const char *folder)
+{
+	const char *arguments[] = {
+		"--state", rig->run_dir, "export", folder, "--checkpoint", id, NULL};
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		setpgid(0, 0);
+		setenv("CKPTD_FAULT", "pread:*:stop", 1);
+		_exit(rig_run(rig, "ctl/ckptctl", arguments));
+	}
+	setpgid(pid, pid);
+	return pid;
+}
+
+static void p7_what_somebody_exports_is_not_deleted_under_him(void **unused)
+{
+	nsec_t deadline = clock_monotonic_ns() + 60 * NSEC_PER_SEC;
+	char path[2 * RIG_PATH_MAX], folder[2 * RIG_PATH_MAX], id[64], state[32];
+	struct rig rig;
+	int64_t step;
+	int status;
+
+	rig_copy(&rig, &base);
+	rig_set(&rig, "keep_last", "2");
+	start_from(&rig, steps[SAVES - 1], 1);
+	checkpoint_path(&rig, ids[0], ".safetensors", path);
+	snprintf(folder, sizeof(folder), "%s/exported", rig.dir);
+	pid_t pid = start_export(&rig, ids[0], folder);
+
+	while (!is_locked(path)) {
+		assert_true(clock_monotonic_ns() < deadline);
+		kill(-pid, SIGCONT);
+		usleep(20000);
+	}
+	for (int i = 0; i < 3; i++) {
+		rig_wait(&rig, "some steps", is_step, rig_step(&rig) + 3);
+		rig_save(&rig, id, &step);
+	}
+	assert_int_equal(access(path, F_OK), 0);
+	rig_checkpoint_state(&rig, ids[0], state);
+	assert_string_equal(state, "verified");
+	rig_checkpoint_state(&rig, ids[1], state);
+	assert_string_equal(state, "deleted");
+	while (waitpid(pid, &status, WNOHANG) == 0) {
+		assert_true(clock_monotonic_ns() < deadline);
+		kill(-pid, SIGCONT);
+		usleep(20000);
+	}
+	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	rig_wait(&rig, "some steps", is_step, rig_step(&rig) + 3);
+	rig_save(&rig, id, &step);
+	assert_int_not_equal(access(path, F_OK), 0);
+	rig_close(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p1_a_damaged_newest_gives_way_to_the_right_older_one),
 		cmocka_unit_test(p1_a_rollback_stands_after_a_kill_and_without_a_catalog),
+		cmocka_unit_test(p7_what_somebody_exports_is_not_deleted_under_him),
 		cmocka_unit_test(p8_a_lost_or_broken_catalog_loses_no_checkpoint_branch_or_mark),
 	};
 
