@@ -212,6 +212,33 @@ static void row_of_saved(const struct cleaning *cleaning, const struct checkpoin
 			saved->direct ? "direct" : "cache");
 }
 
+/* Files whose own save could not write their row: found, until somebody reads them. Whatever cannot
+ * be taken now is left to the next save or start. */
+static void adopt_rowless(struct cleaning *cleaning, const struct checkpoint_source *source)
+{
+	for (uint32_t i = 0; i < cleaning->folder.scan.file_count; i++) {
+		const struct scan_file *file = &cleaning->folder.scan.files[i];
+		const struct state_record *record = source->record;
+		struct checkpoint_info info;
+		struct catalog_row row;
+		int fd;
+
+		if ((file->step == record->step && file->branch == record->branch) ||
+			recovery_find_row(cleaning->rows, cleaning->row_count, file->step,
+				file->branch) != NULL)
+			continue;
+		fd = checkpoint_open(cleaning->folder.fd, file->name, &info, NULL);
+		if (fd < 0)
+			continue;
+		if (memcmp(info.record.run_id, record->run_id, sizeof(record->run_id)) == 0) {
+			recovery_row_of_info(&cleaning->folder, &info, CHECKPOINT_FOUND, &row);
+			catalog_put(cleaning->catalog, &row, NULL);
+		}
+		checkpoint_info_fini(&info);
+		sys_close(fd);
+	}
+}
+
 static int write_row(const char *run_dir, int run_fd, const struct checkpoint_saved *saved,
 	const struct checkpoint_source *source, struct error *err)
 {
@@ -223,6 +250,8 @@ static int write_row(const char *run_dir, int run_fd, const struct checkpoint_sa
 		return rc;
 	row_of_saved(&cleaning, saved, source, &row);
 	rc = catalog_put(cleaning.catalog, &row, err);
+	if (rc == 0)
+		adopt_rowless(&cleaning, source);
 	cleaning_fini(&cleaning);
 	if (rc == 0 && (rc = sys_fault("save.catalogued")) < 0)
 		error_set(err, rc, "catalog: %s", strerror(-rc));

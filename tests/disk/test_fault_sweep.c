@@ -78,14 +78,13 @@ static int run_save(struct fixture *fx)
 {
 	struct checkpoint_source source;
 	struct checkpoint_saved saved;
-	bool catalogued = false;
 	int rc = fixture_try_save(fx, 1, 40, &saved);
 
 	if (rc < 0)
 		return rc;
 	source = fixture_source(fx);
 	return recovery_catalog_saved(fx->dir, fx->run_fd, &saved, &source, &fx->config,
-		&catalogued, fixture_report, fx, &fx->err);
+		&fx->outcome, fixture_report, fx, &fx->err);
 }
 
 static int run_save_again(struct fixture *fx)
@@ -98,7 +97,15 @@ static int run_save_again(struct fixture *fx)
 static int run_make_room(struct fixture *fx)
 {
 	return recovery_make_room(
-		fx->dir, fx->run_fd, UINT64_C(1) << 60, &fx->config, fixture_report, fx, &fx->err);
+		fx->dir, fx->run_fd, UINT64_C(1) << 60, false, fixture_report, fx, &fx->err);
+}
+
+static int run_keep(struct fixture *fx)
+{
+	char text[ERROR_TEXT_MAX];
+
+	return recovery_keep(
+		fx->dir, fx->run_fd, "step-000000020-b0001", true, text, sizeof(text), &fx->err);
 }
 
 /* Something of each kind to put in order: a file without a row, a row without a file, a deletion
@@ -198,6 +205,7 @@ static const struct operation operations[] = {
 	{.name = "rebuild", .make = make_broken_catalog, .run = run_prepare, .newest = 30},
 	{.name = "create", .make = make_no_catalog, .run = run_prepare, .newest = 30},
 	{.name = "load", .make = make_three, .run = run_load_newest, .newest = 30},
+	{.name = "keep", .make = make_three, .run = run_keep, .newest = 30},
 	{.name = "fork", .make = make_three, .run = run_fork, .newest = 30},
 	{.name = "store_run", .make = make_three, .run = run_store_wanted, .newest = 30},
 };
@@ -544,6 +552,7 @@ SWEEP(prepare)
 SWEEP(rebuild)
 SWEEP(create)
 SWEEP(load)
+SWEEP(keep)
 SWEEP(fork)
 SWEEP(store_run)
 
@@ -561,6 +570,7 @@ int main(void)
 		TEST(rebuild),
 		TEST(create),
 		TEST(load),
+		TEST(keep),
 		TEST(fork),
 		TEST(store_run),
 		cmocka_unit_test_setup_teardown(p11_a_write_that_rots_is_never_published,

@@ -545,6 +545,27 @@ static void p7_checkpoint_stands_without_its_row(void **state)
 	assert_string_not_equal(verified_at(fx, 40), "");
 }
 
+/* What keeps the row away may pass: the next save writes it too. */
+static void p7_missing_row_is_written_by_the_next_save(void **state)
+{
+	struct fixture *fx = *state;
+	struct checkpoint_source source;
+	struct checkpoint_saved saved;
+
+	save_three(fx);
+	PASS(fixture_try_save(fx, 1, 40, &saved));
+	source = fixture_source(fx);
+	assert_int_equal(sys_fault_plan("fstatat:*:EACCES"), 0);
+	assert_true(recovery_catalog_saved(fx->dir, fx->run_fd, &saved, &source, &fx->config,
+			    &fx->outcome, fixture_report, fx, &fx->err) < 0);
+	sys_fault_plan(NULL);
+	assert_false(fx->outcome.catalogued);
+	assert_int_equal(fixture_row_state(fx, 1, 40), -1);
+	fixture_save(fx, 1, 50);
+	assert_int_equal(fixture_row_state(fx, 1, 40), CHECKPOINT_FOUND);
+	assert_int_equal(fixture_row_state(fx, 1, 50), CHECKPOINT_VERIFIED);
+}
+
 /* -- one to look into -- */
 
 static void pick_takes_the_newest_or_the_asked(void **state)
@@ -598,6 +619,7 @@ int main(void)
 		TEST(p7_failed_unlink_is_completed_at_the_next_start),
 		TEST(later_file_of_a_deleted_name_stays),
 		TEST(p7_checkpoint_stands_without_its_row),
+		TEST(p7_missing_row_is_written_by_the_next_save),
 		TEST(pick_takes_the_newest_or_the_asked),
 	};
 
