@@ -1,195 +1,142 @@
-/* System calls behind the seam for faults. Without a plan a call costs one atomic load more. */
+/* System calls behind the seam for faults. Without a plan and a tracer a call costs two atomic
+ * loads more. A call that a plan lets fail is not made; one that it skips neither, and no tracer
+ * hears of it. */
 #include "base/sys.h"
 
 #include "base/panic.h"
+#include "base/sys_plan.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
-#define FAULTS_MAX 16
+/* -- traces -- */
 
-enum fault_action { FAULT_ERRNO, FAULT_SHORT, FAULT_KILL, FAULT_STOP, FAULT_FLIP, FAULT_EOF };
+static pthread_mutex_t trace_lock = PTHREAD_MUTEX_INITIALIZER;
+static sys_tracer *_Atomic trace_fn;
+static void *trace_context;
 
-struct fault {
-	char point[48];
-	uint64_t number; /* 0: every hit */
-	enum fault_action action;
-	int code; /* errno */
-	_Atomic uint64_t hits;
-};
-
-static struct fault faults[FAULTS_MAX];
-static _Atomic int fault_count; /* -1 until the environment was read */
-static pthread_once_t plan_once = PTHREAD_ONCE_INIT;
-
-static const struct {
-	const char *name;
-	int code;
-} errno_names[] = {
-	{"EIO", EIO},
-	{"ENOSPC", ENOSPC},
-	{"EDQUOT", EDQUOT},
-	{"EINTR", EINTR},
-	{"ENOMEM", ENOMEM},
-	{"EACCES", EACCES},
-	{"EROFS", EROFS},
-	{"EINVAL", EINVAL},
-	{"EMFILE", EMFILE},
-	{"ENOENT", ENOENT},
-	{"EOPNOTSUPP", EOPNOTSUPP},
-	{"EPERM", EPERM},
-	{"EEXIST", EEXIST},
-	{"EFBIG", EFBIG},
-	{"EXDEV", EXDEV},
-	{"ESTALE", ESTALE},
-};
-
-static int parse_action(const char *text, struct fault *fault)
+void sys_trace_set(sys_tracer *tracer, void *context)
 {
-	static const struct {
-		const char *name;
-		enum fault_action action;
-	} actions[] = {{"short", FAULT_SHORT}, {"kill", FAULT_KILL}, {"stop", FAULT_STOP},
-		{"flip", FAULT_FLIP}, {"eof", FAULT_EOF}};
-
-	for (size_t i = 0; i < sizeof(actions) / sizeof(*actions); i++)
-		if (strcmp(text, actions[i].name) == 0) {
-			fault->action = actions[i].action;
-			return 0;
-		}
-	for (size_t i = 0; i < sizeof(errno_names) / sizeof(*errno_names); i++)
-		if (strcmp(text, errno_names[i].name) == 0) {
-			fault->action = FAULT_ERRNO;
-			fault->code = errno_names[i].code;
-			return 0;
-		}
-	return -EINVAL;
+	pthread_mutex_lock(&trace_lock);
+	trace_context = context;
+	atomic_store(&trace_fn, tracer);
+	pthread_mutex_unlock(&trace_lock);
 }
 
-/* POINT:N:ACTION */
-static int parse_fault(const char *text, size_t length, struct fault *fault)
+/* Held around an operation, so that traces have its order. */
+static bool trace_begin(void)
 {
-	char copy[128];
-	char *number, *action, *end;
-
-	if (length >= sizeof(copy))
-		return -EINVAL;
-	memcpy(copy, text, length);
-	copy[length] = 0;
-	number = strchr(copy, ':');
-	if (!number || number == copy || number - copy >= (ptrdiff_t)sizeof(fault->point))
-		return -EINVAL;
-	*number++ = 0;
-	action = strchr(number, ':');
-	if (!action)
-		return -EINVAL;
-	*action++ = 0;
-	memcpy(fault->point, copy, strlen(copy) + 1);
-	atomic_store(&fault->hits, 0);
-	fault->number = 0;
-	if (strcmp(number, "*") != 0) {
-		fault->number = strtoull(number, &end, 10);
-		if (*number < '0' || *number > '9' || *end || fault->number == 0)
-			return -EINVAL;
-	}
-	return parse_action(action, fault);
+	if (!atomic_load_explicit(&trace_fn, memory_order_acquire))
+		return false;
+	pthread_mutex_lock(&trace_lock);
+	return true;
 }
 
-static int load_plan(const char *plan)
+static void trace_end(bool traced, bool tell, const struct sys_op *op)
 {
-	int count = 0;
+	sys_tracer *tracer;
 
-	atomic_store(&fault_count, 0);
-	while (plan && *plan) {
-		size_t length = strcspn(plan, ",");
-
-		if (count == FAULTS_MAX || parse_fault(plan, length, &faults[count]) < 0)
-			return -EINVAL;
-		count++;
-		plan += length + (plan[length] == ',');
-	}
-	atomic_store(&fault_count, count);
-	return 0;
+	if (!traced)
+		return;
+	tracer = atomic_load(&trace_fn);
+	if (tell && tracer)
+		tracer(trace_context, op);
+	pthread_mutex_unlock(&trace_lock);
 }
 
-/* A plan that does not parse must not run as if there were none. */
-static void load_environment(void)
+/* -- faults -- */
+
+/* 1: the call is skipped; -errno: it fails; 0: it is made. */
+static int verdict(const struct sys_fault *fault)
 {
-	if (load_plan(getenv("CKPTD_FAULT")) < 0)
-		PANIC("CKPTD_FAULT does not parse");
+	if (!fault)
+		return 0;
+	if (fault->action == FAULT_SKIP)
+		return 1;
+	return fault->action == FAULT_ERRNO ? -fault->code : 0;
 }
 
-int sys_fault_plan(const char *plan)
+/* For calls that are made again after a signal: an interruption is never seen. */
+static int verdict_retried(const struct sys_fault *fault)
 {
-	pthread_once(&plan_once, load_environment);
-	return load_plan(plan);
+	int code = verdict(fault);
+
+	return code == -EINTR ? 0 : code;
 }
 
-/* The action that fires at this hit of point, or NULL. */
-static const struct fault *fault_at(const char *point)
+/* -- open and close -- */
+
+static int open_at(const char *point, int dir_fd, const char *path, int flags, mode_t mode)
 {
-	pthread_once(&plan_once, load_environment);
-	int count = atomic_load_explicit(&fault_count, memory_order_acquire);
-	const struct fault *fired = NULL;
+	int fd, code = verdict_retried(sys_fault_at(point));
 
-	for (int i = 0; i < count; i++) {
-		if (strcmp(faults[i].point, point) != 0)
-			continue;
-		uint64_t hit = atomic_fetch_add(&faults[i].hits, 1) + 1;
-		if (!fired && (faults[i].number == 0 || faults[i].number == hit))
-			fired = &faults[i];
-	}
-	if (fired && fired->action == FAULT_KILL)
-		kill(getpid(), SIGKILL);
-	if (fired && fired->action == FAULT_STOP)
-		kill(getpid(), SIGSTOP);
-	return fired;
-}
-
-int sys_fault(const char *point)
-{
-	const struct fault *fault = fault_at(point);
-
-	return fault && fault->action == FAULT_ERRNO ? -fault->code : 0;
+	if (code < 0)
+		return code;
+	bool traced = trace_begin();
+	do
+		fd = openat(dir_fd, path, flags | O_CLOEXEC, mode);
+	while (fd < 0 && errno == EINTR);
+	code = fd < 0 ? -errno : fd;
+	trace_end(traced, fd >= 0 && (flags & O_ACCMODE) != O_RDONLY,
+		&(struct sys_op){.kind = SYS_OP_OPEN,
+			.fd = fd,
+			.dir_fd = dir_fd,
+			.path = path,
+			.flags = flags});
+	return code;
 }
 
 int sys_openat(int dir_fd, const char *path, int flags, mode_t mode)
 {
-	int fd, code = sys_fault("open");
+	return open_at("open", dir_fd, path, flags, mode);
+}
 
-	if (code < 0 && code != -EINTR)
-		return code;
-	do
-		fd = openat(dir_fd, path, flags | O_CLOEXEC, mode);
-	while (fd < 0 && errno == EINTR);
-	return fd < 0 ? -errno : fd;
+int sys_db_open(const char *path, int flags, mode_t mode)
+{
+	return open_at("db.open", AT_FDCWD, path, flags, mode);
 }
 
 /* Linux closes the descriptor even when close reports EINTR: never again. */
-int sys_close(int fd)
+static int close_fd(const char *point, int fd)
 {
-	int code = sys_fault("close");
+	int closed, code = sys_fault(point);
+	bool traced = trace_begin();
 
-	if (close(fd) < 0 && errno != EINTR)
-		return -errno;
-	return code;
+	closed = close(fd) < 0 && errno != EINTR ? -errno : 0;
+	trace_end(traced, true, &(struct sys_op){.kind = SYS_OP_CLOSE, .fd = fd});
+	if (code == -EINTR)
+		code = 0;
+	return closed < 0 ? closed : code;
 }
 
-ssize_t sys_pread(int fd, void *data, size_t size, off_t offset)
+int sys_close(int fd)
 {
-	const struct fault *fault = fault_at("pread");
+	return close_fd("close", fd);
+}
+
+int sys_db_close(int fd)
+{
+	return close_fd("db.close", fd);
+}
+
+/* -- read and write -- */
+
+static ssize_t read_at(const char *point, int fd, void *data, size_t size, off_t offset)
+{
+	const struct sys_fault *fault = sys_fault_at(point);
+	int code = verdict_retried(fault);
 	ssize_t got;
 
-	if (fault && fault->action == FAULT_ERRNO && fault->code != EINTR)
-		return -fault->code;
+	if (code < 0)
+		return code;
 	if (fault && fault->action == FAULT_EOF)
 		return 0;
 	if (fault && fault->action == FAULT_SHORT && size > 1)
@@ -202,59 +149,146 @@ ssize_t sys_pread(int fd, void *data, size_t size, off_t offset)
 	return got < 0 ? -errno : got;
 }
 
-ssize_t sys_pwrite(int fd, const void *data, size_t size, off_t offset)
+ssize_t sys_pread(int fd, void *data, size_t size, off_t offset)
 {
-	const struct fault *fault = fault_at("pwrite");
+	return read_at("pread", fd, data, size, offset);
+}
+
+ssize_t sys_db_pread(int fd, void *data, size_t size, off_t offset)
+{
+	return read_at("db.pread", fd, data, size, offset);
+}
+
+static ssize_t write_raw(int fd, const void *data, size_t size, off_t offset)
+{
 	ssize_t put;
 
-	if (fault && fault->action == FAULT_ERRNO && fault->code != EINTR)
-		return -fault->code;
-	if (fault && fault->action == FAULT_SHORT && size > 1)
-		size /= 2;
 	do
 		put = pwrite(fd, data, size, offset);
 	while (put < 0 && errno == EINTR);
 	return put < 0 ? -errno : put;
 }
 
-/* Never again after an error: the kernel may have dropped the dirty pages and say yes. */
-int sys_fsync(int fd)
+/* A copy with one bit changed; aligned, for direct I/O. */
+static ssize_t write_rotten(int fd, const void **data, void **ret_copy, size_t size, off_t offset)
 {
-	int code = sys_fault("fsync");
+	uint8_t *copy = NULL;
+
+	if (size == 0 || posix_memalign((void **)&copy, 4096, size) != 0)
+		return -ENOMEM;
+	memcpy(copy, *data, size);
+	copy[size / 2] ^= 1;
+	*data = *ret_copy = copy;
+	return write_raw(fd, copy, size, offset);
+}
+
+static ssize_t write_at(const char *point, int fd, const void *data, size_t size, off_t offset)
+{
+	const struct sys_fault *fault = sys_fault_at(point);
+	int code = verdict_retried(fault);
+	void *copy = NULL;
+	ssize_t put;
 
 	if (code < 0)
 		return code;
-	return fsync(fd) < 0 ? -errno : 0;
+	if (code > 0)
+		return (ssize_t)size;
+	if (fault && fault->action == FAULT_SHORT && size > 1)
+		size /= 2;
+	bool traced = trace_begin();
+	put = fault && fault->action == FAULT_ROT ? write_rotten(fd, &data, &copy, size, offset)
+						  : write_raw(fd, data, size, offset);
+	trace_end(traced, put > 0,
+		&(struct sys_op){.kind = SYS_OP_WRITE,
+			.fd = fd,
+			.data = data,
+			.size = put > 0 ? (uint64_t)put : 0,
+			.offset = (uint64_t)offset});
+	free(copy);
+	return put;
+}
+
+ssize_t sys_pwrite(int fd, const void *data, size_t size, off_t offset)
+{
+	return write_at("pwrite", fd, data, size, offset);
+}
+
+ssize_t sys_db_pwrite(int fd, const void *data, size_t size, off_t offset)
+{
+	return write_at("db.pwrite", fd, data, size, offset);
+}
+
+/* -- sync -- */
+
+/* Never again after an error: the kernel may have dropped the dirty pages and say yes. */
+static int sync_fd(const char *point, int fd, int (*call)(int fd))
+{
+	const struct sys_fault *fault = sys_fault_at(point);
+	int code = verdict(fault);
+
+	if (code > 0)
+		return 0;
+	bool traced = trace_begin();
+	if (code == 0)
+		code = call(fd) < 0 ? -errno : 0;
+	trace_end(traced, true, &(struct sys_op){.kind = SYS_OP_SYNC, .fd = fd, .result = code});
+	return code;
+}
+
+int sys_fsync(int fd)
+{
+	return sync_fd("fsync", fd, fsync);
+}
+
+int sys_db_fsync(int fd)
+{
+	return sync_fd("db.fsync", fd, fsync);
 }
 
 int sys_fdatasync(int fd)
 {
-	int code = sys_fault("fdatasync");
-
-	if (code < 0)
-		return code;
-	return fdatasync(fd) < 0 ? -errno : 0;
+	return sync_fd("fdatasync", fd, fdatasync);
 }
+
+/* -- size -- */
 
 int sys_fallocate(int fd, off_t size)
 {
-	int done, code = sys_fault("fallocate");
+	int done, code = verdict_retried(sys_fault_at("fallocate"));
 
-	if (code < 0 && code != -EINTR)
-		return code;
+	if (code != 0)
+		return code < 0 ? code : 0;
+	bool traced = trace_begin();
 	do
 		done = fallocate(fd, 0, 0, size);
 	while (done < 0 && errno == EINTR);
-	return done < 0 ? -errno : 0;
+	code = done < 0 ? -errno : 0;
+	trace_end(traced, code == 0,
+		&(struct sys_op){.kind = SYS_OP_ALLOCATE, .fd = fd, .offset = (uint64_t)size});
+	return code;
+}
+
+static int truncate_fd(const char *point, int fd, off_t size)
+{
+	int code = verdict_retried(sys_fault_at(point));
+
+	if (code != 0)
+		return code < 0 ? code : 0;
+	bool traced = trace_begin();
+	code = ftruncate(fd, size) < 0 ? -errno : 0;
+	trace_end(traced, code == 0,
+		&(struct sys_op){.kind = SYS_OP_TRUNCATE, .fd = fd, .offset = (uint64_t)size});
+	return code;
 }
 
 int sys_ftruncate(int fd, off_t size)
 {
-	int code = sys_fault("ftruncate");
+	return truncate_fd("ftruncate", fd, size);
+}
 
-	if (code < 0)
-		return code;
-	return ftruncate(fd, size) < 0 ? -errno : 0;
+int sys_db_ftruncate(int fd, off_t size)
+{
+	return truncate_fd("db.ftruncate", fd, size);
 }
 
 int sys_flock(int fd, int operation)
@@ -268,7 +302,7 @@ int sys_flock(int fd, int operation)
 
 int sys_fstat(int fd, struct stat *ret)
 {
-	int code = sys_fault("fstat");
+	int code = verdict_retried(sys_fault_at("fstat"));
 
 	if (code < 0)
 		return code;
@@ -277,60 +311,122 @@ int sys_fstat(int fd, struct stat *ret)
 
 int sys_fstatat(int dir_fd, const char *path, struct stat *ret)
 {
-	int code = sys_fault("fstatat");
+	int code = verdict_retried(sys_fault_at("fstatat"));
 
 	if (code < 0)
 		return code;
 	return fstatat(dir_fd, path, ret, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
-int sys_mkdirat(int dir_fd, const char *path, mode_t mode)
+int sys_free_bytes(int fd, uint64_t *ret)
 {
-	int code = sys_fault("mkdir");
+	struct statvfs fs;
+	int code = verdict_retried(sys_fault_at("statvfs"));
 
 	if (code < 0)
 		return code;
-	return mkdirat(dir_fd, path, mode) < 0 ? -errno : 0;
+	if (fstatvfs(fd, &fs) < 0)
+		return -errno;
+	*ret = (uint64_t)(geteuid() == 0 ? fs.f_bfree : fs.f_bavail) * fs.f_frsize;
+	return 0;
+}
+
+/* -- names -- */
+
+enum name_call { CALL_MKDIR, CALL_UNLINK, CALL_RENAME, CALL_RENAME_NOREPLACE, CALL_LINK };
+
+static int call_raw(enum name_call call, int dir_fd, const char *path, const char *to, mode_t mode)
+{
+	switch (call) {
+	case CALL_MKDIR:
+		return mkdirat(dir_fd, path, mode);
+	case CALL_UNLINK:
+		return unlinkat(dir_fd, path, 0);
+	case CALL_RENAME:
+		return renameat(dir_fd, path, dir_fd, to);
+	case CALL_RENAME_NOREPLACE:
+		return renameat2(dir_fd, path, dir_fd, to, RENAME_NOREPLACE);
+	case CALL_LINK:
+		return linkat(dir_fd, path, dir_fd, to, 0);
+	}
+	PANIC("no such call");
+}
+
+static int call_traced(
+	enum name_call call, int dir_fd, const char *path, const char *to, mode_t mode)
+{
+	static const enum sys_op_kind kinds[] = {[CALL_MKDIR] = SYS_OP_MKDIR,
+		[CALL_UNLINK] = SYS_OP_UNLINK,
+		[CALL_RENAME] = SYS_OP_RENAME,
+		[CALL_RENAME_NOREPLACE] = SYS_OP_RENAME,
+		[CALL_LINK] = SYS_OP_LINK};
+	bool traced = trace_begin();
+	int code = call_raw(call, dir_fd, path, to, mode) < 0 ? -errno : 0;
+
+	trace_end(traced, code == 0,
+		&(struct sys_op){.kind = kinds[call], .dir_fd = dir_fd, .path = path, .to = to});
+	return code;
+}
+
+int sys_mkdirat(int dir_fd, const char *path, mode_t mode)
+{
+	int code = verdict(sys_fault_at("mkdir"));
+
+	if (code != 0)
+		return code < 0 ? code : 0;
+	return call_traced(CALL_MKDIR, dir_fd, path, NULL, mode);
+}
+
+static int unlink_at(const char *point, int dir_fd, const char *path)
+{
+	int code = verdict(sys_fault_at(point));
+
+	if (code != 0)
+		return code < 0 ? code : 0;
+	return call_traced(CALL_UNLINK, dir_fd, path, NULL, 0);
 }
 
 int sys_unlinkat(int dir_fd, const char *path)
 {
-	int code = sys_fault("unlink");
+	return unlink_at("unlink", dir_fd, path);
+}
 
-	if (code < 0)
-		return code;
-	return unlinkat(dir_fd, path, 0) < 0 ? -errno : 0;
+int sys_db_unlink(const char *path)
+{
+	return unlink_at("db.unlink", AT_FDCWD, path);
 }
 
 int sys_renameat(int dir_fd, const char *from, const char *to)
 {
-	int code = sys_fault("rename");
+	int code = verdict(sys_fault_at("rename"));
 
-	if (code < 0)
-		return code;
-	return renameat(dir_fd, from, dir_fd, to) < 0 ? -errno : 0;
+	if (code != 0)
+		return code < 0 ? code : 0;
+	return call_traced(CALL_RENAME, dir_fd, from, to, 0);
 }
 
 /* Where the file system knows no flags (network ones): a link never replaces either. A death
  * between the two calls leaves both names; the temporary one goes at the next start. */
 static int link_noreplace(int dir_fd, const char *from, const char *to)
 {
-	if (linkat(dir_fd, from, dir_fd, to, 0) < 0)
-		return -errno;
-	if (unlinkat(dir_fd, from, 0) == 0)
-		return 0;
-	int code = -errno;
+	int code = call_traced(CALL_LINK, dir_fd, from, to, 0);
 
-	unlinkat(dir_fd, to, 0);
+	if (code < 0)
+		return code;
+	code = call_traced(CALL_UNLINK, dir_fd, from, NULL, 0);
+	if (code < 0)
+		call_traced(CALL_UNLINK, dir_fd, to, NULL, 0);
 	return code;
 }
 
 int sys_renameat_noreplace(int dir_fd, const char *from, const char *to)
 {
-	int code = sys_fault("rename");
+	int code = verdict(sys_fault_at("rename"));
 
+	if (code > 0)
+		return 0;
 	if (code == 0)
-		code = renameat2(dir_fd, from, dir_fd, to, RENAME_NOREPLACE) < 0 ? -errno : 0;
+		code = call_traced(CALL_RENAME_NOREPLACE, dir_fd, from, to, 0);
 	if (code == -EINVAL || code == -ENOSYS)
 		return link_noreplace(dir_fd, from, to);
 	return code;

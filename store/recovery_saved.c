@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 /* The header, the catalog and its log also want room. */
@@ -365,12 +364,9 @@ int recovery_catalog_saved(const char *run_dir, int run_fd, const struct checkpo
 /* Asked anew each time: others use the disk too. */
 static int free_bytes(int run_fd, uint64_t *ret, struct error *err)
 {
-	struct statvfs fs;
+	int rc = sys_free_bytes(run_fd, ret);
 
-	if (fstatvfs(run_fd, &fs) < 0)
-		return error_set(err, -errno, "cannot ask for the free space: %s", strerror(errno));
-	*ret = (uint64_t)(geteuid() == 0 ? fs.f_bfree : fs.f_bavail) * fs.f_frsize;
-	return 0;
+	return rc < 0 ? error_set(err, rc, "cannot ask for the free space: %s", strerror(-rc)) : 0;
 }
 
 /* -ENOSPC when nothing more may go. */

@@ -146,8 +146,10 @@ static int read_entries(DIR *folder, struct scan *scan)
 {
 	for (uint32_t n = 0; n < SCAN_ENTRIES_MAX; n++) {
 		struct dirent *entry;
-		int rc;
+		int rc = sys_fault("readdir");
 
+		if (rc < 0)
+			return rc;
 		errno = 0;
 		entry = readdir(folder);
 		if (entry == NULL)

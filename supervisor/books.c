@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/panic.h"
+#include "base/sys.h"
 #include "proto/state.h"
 #include "supervisor/books_room.h"
 #include "supervisor/text.h"
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define LAST_GOOD_MAX ((size_t)256 << 10)
@@ -298,12 +298,8 @@ void books_space_work(struct ledger_job *job, void *room)
 {
 	struct space_job *space = (struct space_job *)job;
 	struct books *books = room;
-	struct statvfs about;
 
-	if (books->run_fd < 0 || fstatvfs(books->run_fd, &about) < 0)
-		job->result = -EIO;
-	else
-		space->free_bytes = (uint64_t)about.f_bavail * about.f_frsize;
+	job->result = books->run_fd < 0 ? -EIO : sys_free_bytes(books->run_fd, &space->free_bytes);
 }
 
 /* -- history -- */

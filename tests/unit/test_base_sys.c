@@ -221,6 +221,96 @@ static void test_stop_stops(void **unused)
 	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 3);
 }
 
+/* -- what lies -- */
+
+static void test_rot_reaches_the_disk_in_silence(void **unused)
+{
+	char got[4];
+	int fd = open_file();
+
+	assert_int_equal(sys_fault_plan("pwrite:1:rot"), 0);
+	assert_int_equal(sys_pwrite(fd, "abcd", 4, 0), 4);
+	assert_int_equal(sys_fault_fired(), 1);
+	assert_int_equal(sys_pread(fd, got, 4, 0), 4);
+	assert_memory_equal(got, "abbd", 4);
+	sys_close(fd);
+}
+
+static void test_skipped_calls_say_success(void **unused)
+{
+	struct stat stat;
+	int fd = open_file();
+
+	assert_int_equal(
+		sys_fault_plan("pwrite:1:skip,fsync:1:skip,rename:1:skip,unlink:1:skip"), 0);
+	assert_int_equal(sys_pwrite(fd, "abcd", 4, 0), 4);
+	assert_int_equal(sys_fstat(fd, &stat), 0);
+	assert_int_equal(stat.st_size, 0);
+	assert_int_equal(sys_fsync(fd), 0);
+	assert_int_equal(sys_renameat(dir_fd, "file", "other"), 0);
+	assert_int_equal(sys_unlinkat(dir_fd, "file"), 0);
+	assert_int_equal(sys_fstatat(dir_fd, "file", &stat), 0);
+	assert_int_equal(sys_fault_fired(), 4);
+	sys_close(fd);
+}
+
+static void test_databases_have_points_of_their_own(void **unused)
+{
+	int fd = open_file();
+
+	assert_int_equal(sys_fault_plan("db.pwrite:1:EIO,fsync:1:EIO"), 0);
+	assert_int_equal(sys_pwrite(fd, "a", 1, 0), 1);
+	assert_int_equal(sys_db_pwrite(fd, "a", 1, 0), -EIO);
+	assert_int_equal(sys_db_fsync(fd), 0);
+	assert_int_equal(sys_fsync(fd), -EIO);
+	sys_close(fd);
+}
+
+/* -- traces -- */
+
+struct heard {
+	int count;
+	struct sys_op ops[16];
+};
+
+static void hear(void *context, const struct sys_op *op)
+{
+	struct heard *heard = context;
+
+	assert_true(heard->count < 16);
+	heard->ops[heard->count++] = *op;
+}
+
+static void test_a_tracer_hears_what_was_done(void **unused)
+{
+	static const enum sys_op_kind expected[] = {SYS_OP_OPEN, SYS_OP_WRITE, SYS_OP_SYNC,
+		SYS_OP_SYNC, SYS_OP_CLOSE, SYS_OP_RENAME, SYS_OP_UNLINK};
+	struct heard heard = {0};
+	int fd;
+
+	/* The second write is skipped, the third fails: nothing was done. */
+	assert_int_equal(sys_fault_plan("pwrite:2:skip,pwrite:3:EIO,fsync:2:EIO"), 0);
+	sys_trace_set(hear, &heard);
+	fd = open_file();
+	sys_pwrite(fd, "abcd", 4, 8);
+	sys_pwrite(fd, "abcd", 4, 8);
+	sys_pwrite(fd, "abcd", 4, 8);
+	sys_fsync(fd);
+	sys_fsync(fd);
+	sys_close(fd);
+	sys_renameat(dir_fd, "file", "other");
+	sys_unlinkat(dir_fd, "other");
+	sys_trace_set(NULL, NULL);
+	assert_int_equal(sys_unlinkat(dir_fd, "other"), -ENOENT);
+	assert_int_equal(heard.count, sizeof(expected) / sizeof(*expected));
+	for (int i = 0; i < heard.count; i++)
+		assert_int_equal(heard.ops[i].kind, expected[i]);
+	assert_int_equal(heard.ops[1].offset, 8);
+	assert_int_equal(heard.ops[1].size, 4);
+	assert_int_equal(heard.ops[2].result, 0);
+	assert_int_equal(heard.ops[3].result, -EIO);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -231,6 +321,10 @@ int main(int argc, char **argv)
 		cmocka_unit_test_teardown(test_lies_of_the_device, clear_plan),
 		cmocka_unit_test_teardown(test_interruptions_are_retried, clear_plan),
 		cmocka_unit_test_teardown(test_rename_that_does_not_replace, clear_plan),
+		cmocka_unit_test_teardown(test_rot_reaches_the_disk_in_silence, clear_plan),
+		cmocka_unit_test_teardown(test_skipped_calls_say_success, clear_plan),
+		cmocka_unit_test_teardown(test_databases_have_points_of_their_own, clear_plan),
+		cmocka_unit_test_teardown(test_a_tracer_hears_what_was_done, clear_plan),
 		cmocka_unit_test(test_the_plan_of_the_environment),
 		cmocka_unit_test(test_stop_stops),
 	};
