@@ -9,6 +9,7 @@
 #include "base/panic.h"
 #include "base/sys.h"
 #include "store/catalog_row.h"
+#include "store/database.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -197,7 +198,7 @@ static int open_database(
 	if (*ret == NULL)
 		return error_set(err, -ENOMEM, "no memory for the catalog");
 	(*ret)->version = CATALOG_VERSION;
-	rc = sqlite3_open_v2(path, &(*ret)->db, flags | SQLITE_OPEN_NOMUTEX, NULL);
+	rc = sqlite3_open_v2(path, &(*ret)->db, flags | SQLITE_OPEN_NOMUTEX, database_vfs());
 	if (rc == SQLITE_OK)
 		return 0;
 	rc = (*ret)->db != NULL ? fail(*ret, err, "open it") : -ENOMEM;

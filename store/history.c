@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/panic.h"
 #include "base/sys.h"
+#include "store/database.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -213,7 +214,7 @@ static int open_file(const char *run_dir, int run_fd, struct history **ret, stru
 	if (history == NULL)
 		return error_set(err, -ENOMEM, "no memory for the history");
 	if (sqlite3_open_v2(path, &history->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX,
-		    NULL) == SQLITE_OK)
+		    database_vfs()) == SQLITE_OK)
 		rc = use(history, err);
 	else
 		rc = history->db != NULL ? fail(history, err, "open it") : -ENOMEM;
