@@ -222,13 +222,13 @@ static int check_writable(struct catalog *catalog, bool whole, struct error *err
 	return error_set(err, -EIO, "catalog: it cannot be opened for writing now");
 }
 
-static int check_exists(const char *run_dir, struct error *err)
+static int check_exists(const char *run_dir, const char *name, struct error *err)
 {
 	char path[PATH_SIZE];
 	struct stat stat;
 	int rc;
 
-	snprintf(path, sizeof(path), "%s/%s", run_dir, CATALOG_NAME);
+	snprintf(path, sizeof(path), "%s/%s", run_dir, name);
 	rc = sys_fstatat(AT_FDCWD, path, &stat);
 	if (rc < 0)
 		return error_set(err, rc, "catalog: %s", strerror(-rc));
@@ -244,27 +244,36 @@ static const char for_writing[] =
 static const char for_reading_alone[] =
 	"PRAGMA locking_mode=EXCLUSIVE; PRAGMA query_only=ON; PRAGMA mmap_size=0";
 
-static int open_version(const char *run_dir, enum catalog_mode mode, const char *pragmas,
-	int version, struct catalog **ret, struct error *err)
+/* Which database, and for what. */
+struct opening {
+	const char *name;
+	int version;
+	enum catalog_mode mode;
+	const char *pragmas;
+};
+
+static int open_checked(
+	const char *run_dir, const struct opening *opening, struct catalog **ret, struct error *err)
 {
+	bool writes = opening->mode == CATALOG_WRITE;
 	struct catalog *catalog;
 	int rc;
 
 	*ret = NULL;
-	rc = check_exists(run_dir, err);
+	rc = check_exists(run_dir, opening->name, err);
 	if (rc == 0)
-		rc = open_database(run_dir, CATALOG_NAME, SQLITE_OPEN_READWRITE, &catalog, err);
+		rc = open_database(run_dir, opening->name, SQLITE_OPEN_READWRITE, &catalog, err);
 	if (rc < 0)
 		return rc;
-	catalog->version = version;
-	rc = mode == CATALOG_WRITE ? check_writable(catalog, false, err) : 0;
+	catalog->version = opening->version;
+	rc = writes ? check_writable(catalog, false, err) : 0;
 	if (rc == 0)
-		rc = configure(catalog, pragmas, err);
+		rc = configure(catalog, opening->pragmas, err);
 	if (rc == 0)
 		rc = check_version(catalog, err);
 	if (rc == 0)
 		rc = check_integrity(catalog, err);
-	if (rc == 0 && mode == CATALOG_WRITE)
+	if (rc == 0 && writes)
 		rc = check_writable(catalog, true, err);
 	if (rc == 0)
 		rc = prepare_statements(catalog, err);
@@ -279,13 +288,16 @@ static int open_version(const char *run_dir, enum catalog_mode mode, const char 
 int catalog_open(
 	const char *run_dir, enum catalog_mode mode, struct catalog **ret, struct error *err)
 {
-	int rc = open_version(run_dir, mode, mode == CATALOG_READ ? for_reading : for_writing,
-		CATALOG_VERSION, ret, err);
+	struct opening opening = {CATALOG_NAME, CATALOG_VERSION, mode,
+		mode == CATALOG_READ ? for_reading : for_writing};
+	int rc = open_checked(run_dir, &opening, ret, err);
 
 	/* A full disk looks the same from inside SQLite. A writer gives up the reserve; who only
 	 * looks must still be told what is there. */
-	if (mode == CATALOG_READ && (rc == -EIO || rc == -ENOSPC || rc == -EDQUOT))
-		rc = open_version(run_dir, mode, for_reading_alone, CATALOG_VERSION, ret, err);
+	if (mode == CATALOG_READ && (rc == -EIO || rc == -ENOSPC || rc == -EDQUOT)) {
+		opening.pragmas = for_reading_alone;
+		rc = open_checked(run_dir, &opening, ret, err);
+	}
 	return rc;
 }
 
@@ -423,16 +435,25 @@ int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *re
 	return rc;
 }
 
-int catalog_list_version_1(const char *run_dir, struct catalog_row **ret, uint32_t *ret_count,
-	uint32_t *ret_bad, struct error *err)
+static int list_once(const char *run_dir, const struct opening *opening, struct catalog_row **ret,
+	uint32_t *ret_count, uint32_t *ret_bad, struct error *err)
 {
 	struct catalog *catalog;
-	int rc = open_version(run_dir, CATALOG_READ, for_reading, 1, &catalog, err);
+	int rc = open_checked(run_dir, opening, &catalog, err);
 
 	if (rc < 0)
 		return rc;
 	rc = catalog_list(catalog, ret, ret_count, ret_bad, err);
 	catalog_close(catalog);
+	return rc;
+}
+
+int catalog_list_version_1(const char *run_dir, struct catalog_row **ret, uint32_t *ret_count,
+	uint32_t *ret_bad, struct error *err)
+{
+	const struct opening opening = {CATALOG_NAME, 1, CATALOG_READ, for_reading};
+	int rc = list_once(run_dir, &opening, ret, ret_count, ret_bad, err);
+
 	for (uint32_t i = 0; rc == 0 && i < *ret_count; i++) {
 		struct catalog_row *row = &(*ret)[i];
 
@@ -441,6 +462,14 @@ int catalog_list_version_1(const char *run_dir, struct catalog_row **ret, uint32
 			memcpy(row->verified_at, row->created, sizeof(row->verified_at));
 	}
 	return rc;
+}
+
+int catalog_list_unplaced(const char *run_dir, struct catalog_row **ret, uint32_t *ret_count,
+	uint32_t *ret_bad, struct error *err)
+{
+	const struct opening opening = {CATALOG_NEW, CATALOG_VERSION, CATALOG_READ, for_reading};
+
+	return list_once(run_dir, &opening, ret, ret_count, ret_bad, err);
 }
 
 int catalog_prune(struct catalog *catalog, uint32_t keep, struct error *err)
@@ -478,6 +507,14 @@ static int unlink_with_companions(int run_fd, const char *name, bool itself)
 		rc = unlink_if_there(run_fd, full);
 	}
 	return rc;
+}
+
+void catalog_forget_unplaced(int run_fd)
+{
+	struct stat stat;
+
+	if (sys_fstatat(run_fd, CATALOG_NEW, &stat) == 0)
+		unlink_with_companions(run_fd, CATALOG_NEW, true);
 }
 
 static int fill_new(struct catalog *catalog,

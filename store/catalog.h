@@ -69,5 +69,11 @@ int catalog_list(struct catalog *catalog, struct catalog_row **ret, uint32_t *re
  * here (readback) was verified when it was created; when others were, is not known. */
 int catalog_list_version_1(const char *run_dir, struct catalog_row **ret, uint32_t *ret_count,
 	uint32_t *ret_bad, struct error *err);
+/* The rows of a replacement that was built and not put in place, because this was cut short between
+ * taking the old one away and giving it the name. For a start that finds no catalog. */
+int catalog_list_unplaced(const char *run_dir, struct catalog_row **ret, uint32_t *ret_count,
+	uint32_t *ret_bad, struct error *err);
+/* For one that finds a good one: what lies there is of no use, and must not be found later. */
+void catalog_forget_unplaced(int run_fd);
 /* Forgets all but the newest rows of files that are gone, so that the index stays small. */
 int catalog_prune(struct catalog *catalog, uint32_t keep, struct error *err);

@@ -62,7 +62,7 @@ static bool is_broken(int error)
  * still be believed are kept. */
 static int read_catalog(struct preparation *p)
 {
-	struct error err = {{0}};
+	struct error err = {{0}}, ignored;
 	uint32_t bad = 0;
 	int rc = catalog_open(p->run_dir, CATALOG_WRITE, &p->catalog, &err);
 
@@ -85,7 +85,10 @@ static int read_catalog(struct preparation *p)
 	p->catalog = NULL;
 	if (!is_broken(rc))
 		return error_set(p->err, rc, "%s", err.text);
-	if (rc == -ENOENT)
+	if (rc == -ENOENT &&
+		catalog_list_unplaced(p->run_dir, &p->old, &p->old_count, &bad, &ignored) == 0)
+		error_set(&err, rc, "its replacement had been cut short");
+	else if (rc == -ENOENT)
 		error_set(&err, rc, "there was no catalog");
 	snprintf(p->reason, sizeof(p->reason), "%s", err.text);
 	return 0;
@@ -288,6 +291,7 @@ static int update(struct preparation *p, struct recovery_summary *ret)
 	int rc;
 
 	snprintf(ret->catalog, sizeof(ret->catalog), "ok");
+	catalog_forget_unplaced(p->run_fd);
 	for (uint32_t i = 0; i < p->row_count; i++)
 		any = any || p->changed[i];
 	if (!any)
