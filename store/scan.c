@@ -148,10 +148,12 @@ static int read_entries(DIR *folder, struct scan *scan)
 		struct dirent *entry;
 		int rc = sys_fault("readdir");
 
-		if (rc < 0)
+		if (rc < 0 && rc != -EINTR)
 			return rc;
-		errno = 0;
-		entry = readdir(folder);
+		do {
+			errno = 0;
+			entry = readdir(folder);
+		} while (entry == NULL && errno == EINTR);
 		if (entry == NULL)
 			return -errno;
 		rc = add_entry(scan, entry->d_name);
