@@ -196,16 +196,19 @@ uint64_t retention_decide(
 
 bool retention_make_room(struct retention_item *items, uint32_t count)
 {
-	struct retention_item *oldest[3] = {NULL, NULL, NULL};
+	struct retention_item *oldest[3] = {NULL, NULL, NULL}, *second;
 
+	/* What is not older than the second newest verified one stays. */
+	second = next_older(items, count, AMONG_VERIFIED, NULL);
+	if (second != NULL)
+		second = next_older(items, count, AMONG_VERIFIED, second);
 	for (uint32_t i = 0; i < count; i++) {
 		struct retention_item *item = &items[i];
 		struct retention_item **slot = &oldest[group_of(item)];
 
 		if (item->remove || item->keep || item->busy)
 			continue;
-		if (group_of(item) == GROUP_LINE &&
-			verified_newer(items, count, item) < VERIFIED_MIN)
+		if (group_of(item) == GROUP_LINE && (second == NULL || !newer(second, item)))
 			continue;
 		if (*slot == NULL || newer(*slot, item))
 			*slot = item;
