@@ -158,7 +158,7 @@ static void p11_random_flips_are_found_in_their_chunks(void **state)
 {
 	struct fixture *fx = *state;
 	uint64_t random = damage_seed(), header_bytes, flips = 0;
-	uint64_t wanted = damage_is_full() ? 1000000 : 800;
+	uint64_t wanted = damage_is_full() ? 1000000 : 400;
 	uint64_t file_bytes = save_one(fx, &header_bytes);
 	uint8_t *map = damage_map(fx->fd, NAME, file_bytes);
 	float *sections[SECTION_COUNT];

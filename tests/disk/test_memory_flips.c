@@ -330,7 +330,7 @@ static void p11_flipped_data_are_found_whatever_comes_next(void **state)
 	train(memory);
 	tally = flip_region(memory,
 		place_of(memory, state_section(&memory->state, memory->own.slot, 0)),
-		memory->fx->block_bytes, 60, "data of the current slot");
+		memory->fx->block_bytes, 30, "data of the current slot");
 	for (enum next next = UPDATE; next < NEXT_COUNT; next++)
 		assert_int_equal(tally.same[next], 0);
 }
@@ -342,7 +342,7 @@ static void p11_flipped_sums_are_found_whatever_comes_next(void **state)
 
 	train(memory);
 	tally = flip_region(memory, place_of(memory, state_sums(&memory->state, memory->own.slot)),
-		memory->fx->sum_count * sizeof(uint64_t), 40, "sums of the current slot");
+		memory->fx->sum_count * sizeof(uint64_t), 20, "sums of the current slot");
 	for (enum next next = UPDATE; next < NEXT_COUNT; next++)
 		assert_int_equal(tally.same[next], 0);
 }
@@ -357,13 +357,13 @@ static void p11_flips_elsewhere_change_nothing(void **state)
 	train(memory);
 	other = (memory->own.slot + 1) % SLOTS;
 	tally = flip_region(memory, place_of(memory, state_section(&memory->state, other, 0)),
-		memory->fx->block_bytes, 20, "data of another slot");
+		memory->fx->block_bytes, 8, "data of another slot");
 	assert_int_equal(tally.found[UPDATE] + tally.found[SAVE] + tally.found[RESUME], 0);
 	tally = flip_region(memory, place_of(memory, state_sums(&memory->state, other)),
-		memory->fx->sum_count * sizeof(uint64_t), 10, "sums of another slot");
+		memory->fx->sum_count * sizeof(uint64_t), 4, "sums of another slot");
 	assert_int_equal(tally.found[UPDATE] + tally.found[SAVE] + tally.found[RESUME], 0);
 	/* The header is the view's own copy, and is written again before anybody maps it. */
-	tally = flip_region(memory, 0, offsetof(struct state_header, ladder), 40, "header");
+	tally = flip_region(memory, 0, offsetof(struct state_header, ladder), 16, "header");
 	for (enum next next = UPDATE; next < NEXT_COUNT; next++)
 		assert_int_equal(tally.found[next], 0);
 }
@@ -374,9 +374,9 @@ static void p11_flipped_records_and_words_never_tell_another_state(void **state)
 
 	train(memory);
 	for (size_t page = 1; page <= 3; page++)
-		flip_region(memory, PAGE(page), sizeof(struct state_record), 20, "record");
+		flip_region(memory, PAGE(page), sizeof(struct state_record), 8, "record");
 	for (uint32_t slot = 0; slot < SLOTS; slot++)
-		flip_region(memory, PAGE(4) + slot * 64, sizeof(uint64_t), 64, "word");
+		flip_region(memory, PAGE(4) + slot * 64, sizeof(uint64_t), 24, "word");
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
