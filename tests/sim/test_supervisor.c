@@ -4,6 +4,7 @@
 
 #include "proto/frame.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -260,6 +261,64 @@ static void p1_corrupt_memory_goes_to_the_disk(void **state)
 		json_get_text(json_object_get(now, "last_death"), "cause", ""), "memory corrupt");
 	assert_int_equal(sim_number(now, "rung"), 1);
 	json_decref(now);
+}
+
+/* The daemon's state memory, through its own descriptor. */
+static int open_state_memory(const struct fixture *fx)
+{
+	char folder[64], path[384], target[64];
+	struct dirent *entry;
+	int fd = -1;
+
+	snprintf(folder, sizeof(folder), "/proc/%d/fd", (int)fx->ckptd);
+	DIR *dir = opendir(folder);
+
+	assert_non_null(dir);
+	while (fd < 0 && (entry = readdir(dir)) != NULL) {
+		snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
+		ssize_t length = readlink(path, target, sizeof(target) - 1);
+
+		target[length > 0 ? length : 0] = '\0';
+		if (strstr(target, "memfd:ckptd-state") != NULL)
+			fd = open(path, O_RDWR | O_CLOEXEC);
+	}
+	closedir(dir);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static void flip_state_header(const struct fixture *fx)
+{
+	int fd = open_state_memory(fx);
+	uint8_t byte;
+
+	assert_int_equal(pread(fd, &byte, 1, 12), 1); /* of slot_count */
+	byte ^= 1;
+	assert_int_equal(pwrite(fd, &byte, 1, 12), 1);
+	close(fd);
+}
+
+/* Whoever maps it next would refuse it: the next trainer, and the saver. */
+static void p3_a_flipped_header_of_the_memory_costs_nothing(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0"); /* nothing on the disk: the memory is all there is */
+	sim_start(fx);
+	json_t *now = sim_await(fx, "training", 10, 0);
+
+	flip_state_header(fx);
+	kill(sim_worker_pid(now), SIGKILL);
+	json_decref(now);
+	now = sim_await(fx, "training", 0, 1);
+	assert_true(
+		sim_number(now, "step") >= sim_number(json_object_get(now, "last_death"), "step"));
+	assert_int_equal(sim_number(now, "restarts"), 1);
+	json_decref(now);
+	assert_true(sim_log_says(fx, "had changed by itself"));
+	flip_state_header(fx);
+	sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	assert_int_equal(sim_number_of(fx, "restarts"), 1);
 }
 
 static void p6_a_hang_is_found(void **state)
@@ -589,6 +648,7 @@ int main(int argc, char **argv)
 		SIM_TEST(p5_bad_data_before_the_first_checkpoint_is_skipped),
 		SIM_TEST(p5_nonfinite_updates_are_skipped_at_once),
 		SIM_TEST(p1_corrupt_memory_goes_to_the_disk),
+		SIM_TEST(p3_a_flipped_header_of_the_memory_costs_nothing),
 		SIM_TEST(p6_a_hang_is_found),
 		SIM_TEST(a_trainer_that_babbles_is_killed_and_restarted),
 		SIM_TEST(p9_bad_data_waits_for_a_person_and_a_reload_goes_on),
