@@ -12,9 +12,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define START_TIMEOUT_NS (60 * NSEC_PER_SEC)
@@ -83,15 +81,6 @@ void worker_set_threads(const struct worker *worker)
 	if (threads == 0)
 		threads = worker->start.config.threads;
 	omp_set_num_threads(threads > 0 ? (int)threads : omp_get_num_procs());
-}
-
-void worker_step_back(void)
-{
-	enum { IOPRIO_WHO_SELF = 1, BEST_EFFORT_LOWEST = 2 << 13 | 7 };
-
-	/* Politeness: where it is refused, the work is done all the same. */
-	(void)setpriority(PRIO_PROCESS, 0, 10);
-	(void)syscall(SYS_ioprio_set, IOPRIO_WHO_SELF, 0, BEST_EFFORT_LOWEST);
 }
 
 static int open_run(struct worker *worker)

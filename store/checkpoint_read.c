@@ -1,50 +1,66 @@
-/* Reading data: every byte passes its chunk's digest before it counts. Chunks are shared out to
- * threads; memory is bounded by one chunk a thread when the block has nowhere to go. */
+/* Reading data: every byte passes its chunk's digest before it counts. Some threads more than hash
+ * wait for the disk, so that it works ahead of the hashing; of those that have their chunk, no more
+ * than asked for hash at a time. Memory is bounded by one chunk a thread when the block has nowhere
+ * to go. */
 #include "store/checkpoint.h"
 
 #include "base/file.h"
 #include "base/panic.h"
 #include "base/seal.h"
+#include "store/chunk_flow.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <omp.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct reading {
 	int fd;
 	const struct checkpoint_info *info;
+	void *block; /* NULL: verified only, or a section */
 	uint64_t *sums;
 	_Atomic uint64_t *moves;
-	/* The first chunk that failed, by position: the message is the same at any thread count. */
-	int error;
-	uint32_t error_chunk;
-	atomic_bool failed;
+	/* A section of it: these bytes of the block go to data. */
+	uint64_t begin, end;
+	uint8_t *data;
+	sem_t hashing; /* permits */
+	int flags;     /* of fd, as it came */
+	struct chunk_error error;
 };
 
-static void record_error(struct reading *reading, uint32_t chunk, int error)
+/* The descriptor is ours alone, so its mode may change while others read: a read has the mode it
+ * began with. */
+static void set_direct(const struct reading *reading, bool direct)
 {
-#pragma omp critical(checkpoint_read)
-	{
-		if (reading->error == 0 || chunk < reading->error_chunk) {
-			reading->error = error;
-			reading->error_chunk = chunk;
-		}
-	}
-	atomic_store(&reading->failed, true);
+	(void)fcntl(reading->fd, F_SETFL, reading->flags | (direct ? O_DIRECT : 0));
 }
 
-static int read_matching(const struct reading *reading, uint32_t chunk, uint8_t *data)
+/* From the device itself where the file system takes that; else through the cache, for good. */
+static int read_bytes(const struct reading *reading, uint8_t *data, off_t offset)
+{
+	int rc = file_read_exact(reading->fd, data, CHECKPOINT_CHUNK_BYTES, offset);
+
+	if (rc != -EINVAL)
+		return rc;
+	set_direct(reading, false);
+	return file_read_exact(reading->fd, data, CHECKPOINT_CHUNK_BYTES, offset);
+}
+
+static int read_matching(struct reading *reading, uint32_t chunk, uint8_t *data)
 {
 	const struct checkpoint_info *info = reading->info;
 	off_t offset = (off_t)(info->data_offset + (uint64_t)chunk * CHECKPOINT_CHUNK_BYTES);
-	int rc = file_read_exact(reading->fd, data, CHECKPOINT_CHUNK_BYTES, offset);
+	int rc = read_bytes(reading, data, offset);
 	struct digest digest;
 
 	if (rc < 0)
 		return rc == -ENODATA ? -EBADMSG : rc;
+	while (sem_wait(&reading->hashing) < 0)
+		CHECK(errno == EINTR);
 	digest = digest_of(data, CHECKPOINT_CHUNK_BYTES);
+	sem_post(&reading->hashing);
 	return digest_equal(&digest, &info->chunks[chunk]) ? 0 : -EBADMSG;
 }
 
@@ -68,57 +84,65 @@ static int read_chunk(struct reading *reading, uint32_t chunk, uint8_t *data)
 	return 0;
 }
 
-static int finish(const struct reading *reading, struct error *err)
+static int explain(struct reading *reading, struct error *err)
 {
-	unsigned long long offset = reading->info->data_offset +
-		reading->error_chunk * CHECKPOINT_CHUNK_BYTES;
+	uint32_t chunk;
+	int error = chunk_error_get(&reading->error, &chunk);
+	unsigned long long offset = reading->info->data_offset + chunk * CHECKPOINT_CHUNK_BYTES;
 
-	if (reading->error == 0)
+	if (error == 0)
 		return 0;
-	if (reading->error == -EBADMSG)
+	if (error == -EBADMSG)
 		return error_set(err, -EBADMSG,
 			"%s: chunk %u of %u (at byte %llu) does not match its digest",
-			reading->info->id, reading->error_chunk, reading->info->chunk_count,
-			offset);
-	return error_set(err, reading->error, "%s: cannot read chunk %u of %u (at byte %llu): %s",
-		reading->info->id, reading->error_chunk, reading->info->chunk_count, offset,
-		strerror(-reading->error));
+			reading->info->id, chunk, reading->info->chunk_count, offset);
+	return error_set(err, error, "%s: cannot read chunk %u of %u (at byte %llu): %s",
+		reading->info->id, chunk, reading->info->chunk_count, offset, strerror(-error));
 }
 
-static int thread_count(uint32_t threads)
+/* Chunks from first to last, each by work. */
+static int read_chunks(struct reading *reading,
+	int (*work)(void *context, uint32_t chunk, uint8_t *buffer), uint32_t first, uint32_t last,
+	uint32_t threads, struct error *err)
 {
-	return threads > 0 ? (int)threads : omp_get_max_threads();
+	struct chunk_flow flow = {.work = work,
+		.context = reading,
+		.error = &reading->error,
+		.buffer_bytes = reading->block == NULL ? CHECKPOINT_CHUNK_BYTES : 0,
+		.end = last + 1,
+		.next = first};
+	uint32_t hash_threads = threads > 0 ? threads : (uint32_t)omp_get_max_threads();
+
+	CHECK(sem_init(&reading->hashing, 0, hash_threads) == 0);
+	reading->flags = fcntl(reading->fd, F_GETFL);
+	set_direct(reading, (uintptr_t)reading->block % CHECKPOINT_DATA_ALIGN == 0);
+	chunk_flow_start(&flow, hash_threads + CHUNK_IO_DEPTH - 1);
+	chunk_flow_finish(&flow);
+	set_direct(reading, false);
+	sem_destroy(&reading->hashing);
+	return explain(reading, err);
+}
+
+static int read_whole(void *context, uint32_t chunk, uint8_t *buffer)
+{
+	struct reading *reading = context;
+
+	if (reading->block != NULL)
+		buffer = (uint8_t *)reading->block + chunk * CHECKPOINT_CHUNK_BYTES;
+	return read_chunk(reading, chunk, buffer);
 }
 
 int checkpoint_read(int fd, const struct checkpoint_info *info, void *block, uint64_t *sums,
 	uint32_t threads, _Atomic uint64_t *moves, struct error *err)
 {
-	struct reading reading = {.fd = fd, .info = info, .sums = sums, .moves = moves};
+	struct reading reading = {
+		.fd = fd, .info = info, .block = block, .sums = sums, .moves = moves};
 
-	/* To verify is to ask the device, not the cache. */
+	CHECK(info->chunk_count > 0);
+	/* To verify is to ask the device, not the cache: also where direct I/O is refused. */
 	if (block == NULL)
 		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-#pragma omp parallel num_threads(thread_count(threads))
-	{
-		uint8_t *own = block == NULL ? malloc(CHECKPOINT_CHUNK_BYTES) : NULL;
-
-#pragma omp for schedule(dynamic)
-		for (uint32_t chunk = 0; chunk < info->chunk_count; chunk++) {
-			uint8_t *data = own;
-			int rc = -ENOMEM;
-
-			if (atomic_load(&reading.failed))
-				continue;
-			if (block != NULL)
-				data = (uint8_t *)block + chunk * CHECKPOINT_CHUNK_BYTES;
-			if (data != NULL)
-				rc = read_chunk(&reading, chunk, data);
-			if (rc < 0)
-				record_error(&reading, chunk, rc);
-		}
-		free(own);
-	}
-	return finish(&reading, err);
+	return read_chunks(&reading, read_whole, 0, info->chunk_count - 1, threads, err);
 }
 
 /* The part of the chunk that lies in [begin, end) goes to data, which stands for begin. */
@@ -132,35 +156,27 @@ static void copy_overlap(
 	memcpy(data + (from - begin), chunk + (from - offset), to - from);
 }
 
+static int read_part(void *context, uint32_t chunk, uint8_t *buffer)
+{
+	struct reading *reading = context;
+	int rc = read_chunk(reading, chunk, buffer);
+
+	if (rc == 0)
+		copy_overlap(buffer, chunk * CHECKPOINT_CHUNK_BYTES, reading->begin, reading->end,
+			reading->data);
+	return rc;
+}
+
 int checkpoint_read_section(int fd, const struct checkpoint_info *info, enum section section,
 	float *data, uint32_t threads, struct error *err)
 {
-	struct reading reading = {.fd = fd, .info = info};
-	uint64_t begin = (uint64_t)section * info->section_bytes;
-	uint64_t end = begin + info->section_bytes;
-	uint32_t first = (uint32_t)(begin / CHECKPOINT_CHUNK_BYTES);
-	uint32_t last = (uint32_t)((end - 1) / CHECKPOINT_CHUNK_BYTES);
+	struct reading reading = {.fd = fd, .info = info, .data = (uint8_t *)data};
+	uint32_t first, last;
 
+	reading.begin = (uint64_t)section * info->section_bytes;
+	reading.end = reading.begin + info->section_bytes;
+	first = (uint32_t)(reading.begin / CHECKPOINT_CHUNK_BYTES);
+	last = (uint32_t)((reading.end - 1) / CHECKPOINT_CHUNK_BYTES);
 	CHECK(section < SECTION_COUNT && last < info->chunk_count);
-#pragma omp parallel num_threads(thread_count(threads))
-	{
-		uint8_t *own = malloc(CHECKPOINT_CHUNK_BYTES);
-
-#pragma omp for schedule(dynamic)
-		for (uint32_t chunk = first; chunk <= last; chunk++) {
-			int rc = -ENOMEM;
-
-			if (atomic_load(&reading.failed))
-				continue;
-			if (own != NULL)
-				rc = read_chunk(&reading, chunk, own);
-			if (rc < 0)
-				record_error(&reading, chunk, rc);
-			else
-				copy_overlap(own, chunk * CHECKPOINT_CHUNK_BYTES, begin, end,
-					(uint8_t *)data);
-		}
-		free(own);
-	}
-	return finish(&reading, err);
+	return read_chunks(&reading, read_part, first, last, threads, err);
 }

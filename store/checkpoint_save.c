@@ -1,6 +1,8 @@
 /* The commit of one checkpoint, steps 1 to 6 of docs/CHECKPOINT_FORMAT.md. The source is the pinned
- * slot: what is hashed, written and compared is that memory itself, never a copy, and its seals are
- * checked on the way, so a bit that flipped in memory is not published as truth.
+ * slot: what is hashed, written and compared is that memory itself, never a copy. Some threads
+ * write its chunks while others hash them, so its seals are checked twice: before a chunk is
+ * hashed, and of the bytes that the device gave back. A bit that flipped in memory at any time,
+ * also between hash and write, is not published as truth.
  *
  * Whatever fails, both names this save may have made are gone when it returns: nothing is
  * published half. After an error of fsync the file is dead: it is unlinked and never synced again,
@@ -12,6 +14,7 @@
 #include "base/seal.h"
 #include "base/sys.h"
 #include "store/checkpoint_header.h"
+#include "store/chunk_flow.h"
 #include "store/scan.h"
 
 #include <errno.h>
@@ -35,15 +38,15 @@ struct save {
 	int direct_fd;    /* O_DIRECT, -1 where it is refused */
 	uint64_t block_bytes;
 	struct error *err;
-	/* Set by threads; the first error by position is the one that is told. */
-	atomic_bool failed, cached;
-	int error;
-	uint32_t error_chunk;
+	/* Set by threads. */
+	struct chunk_error error;
+	atomic_bool cached;
 };
 
-static int thread_count(const struct save *save)
+/* That hash, the caller among them. */
+static uint32_t hash_threads(const struct save *save)
 {
-	return save->source->threads > 0 ? (int)save->source->threads : omp_get_max_threads();
+	return save->source->threads > 0 ? save->source->threads : (uint32_t)omp_get_max_threads();
 }
 
 static const uint8_t *chunk_data(const struct save *save, uint32_t chunk)
@@ -54,18 +57,6 @@ static const uint8_t *chunk_data(const struct save *save, uint32_t chunk)
 static bool still_valid(const struct checkpoint_source *source)
 {
 	return source->still_valid == NULL || source->still_valid(source->context);
-}
-
-static void record_error(struct save *save, uint32_t chunk, int error)
-{
-#pragma omp critical(checkpoint_save)
-	{
-		if (save->error == 0 || chunk < save->error_chunk) {
-			save->error = error;
-			save->error_chunk = chunk;
-		}
-	}
-	atomic_store(&save->failed, true);
 }
 
 /* -- an older file under this name -- */
@@ -167,27 +158,38 @@ static int reserve(struct save *save)
 
 /* -- step 2: hash and write -- */
 
-static int check_seals(const struct save *save, uint32_t chunk)
+/* The bytes of a chunk, wherever they are, against its seals. */
+static int check_seals(const struct save *save, uint32_t chunk, const uint8_t *data)
 {
 	uint64_t sums[SEALS_PER_CHUNK];
 
-	seal_sums(chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, sums);
+	seal_sums(data, CHECKPOINT_CHUNK_BYTES, sums);
 	return memcmp(sums, save->source->sums + chunk * SEALS_PER_CHUNK, sizeof(sums)) == 0
 		? 0
 		: -EUCLEAN;
 }
 
-static int write_chunk(struct save *save, uint32_t chunk)
+static int hash_chunk(void *context, uint32_t chunk, uint8_t *unused)
 {
-	off_t offset = (off_t)(save->header.size + chunk * CHECKPOINT_CHUNK_BYTES);
-	int rc = check_seals(save, chunk);
+	struct save *save = context;
+	int rc = check_seals(save, chunk, chunk_data(save, chunk));
 
-	if (rc < 0)
-		return rc;
-	save->chunks[chunk] = digest_of(chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES);
+	(void)unused;
+	if (rc == 0)
+		save->chunks[chunk] = digest_of(chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES);
+	return rc;
+}
+
+static int write_chunk(void *context, uint32_t chunk, uint8_t *unused)
+{
+	struct save *save = context;
+	off_t offset = (off_t)(save->header.size + chunk * CHECKPOINT_CHUNK_BYTES);
+
+	(void)unused;
 	if (save->direct_fd >= 0) {
-		rc = file_write_exact(
+		int rc = file_write_exact(
 			save->direct_fd, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, offset);
+
 		if (rc != -EINVAL)
 			return rc;
 		/* A file system that takes O_DIRECT and then not these bytes. */
@@ -195,40 +197,49 @@ static int write_chunk(struct save *save, uint32_t chunk)
 	return file_write_exact(save->fd, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, offset);
 }
 
+/* 0, or the first error of the threads in words. */
 static int explain(struct save *save, const char *doing)
 {
-	switch (save->error) {
+	uint32_t chunk;
+	int error = chunk_error_get(&save->error, &chunk);
+
+	switch (error) {
+	case 0:
+		return 0;
 	case -EUCLEAN:
 		return error_set(save->err, -EUCLEAN,
 			"memory corrupt: the state of %s does not match its seal near MiB %llu",
-			save->published, (unsigned long long)(save->error_chunk * SEALS_PER_CHUNK));
+			save->published, (unsigned long long)(chunk * SEALS_PER_CHUNK));
 	case -EILSEQ:
 		return error_set(save->err, -EIO,
 			"the device gave back other bytes than were written to %s (chunk %u)",
-			save->published, save->error_chunk);
+			save->published, chunk);
 	case -ESTALE:
 		return error_set(save->err, -ESTALE, "the pinned state changed during the save");
 	default:
-		return error_set(save->err, save->error, "cannot %s %s: %s", doing, save->published,
-			strerror(-save->error));
+		return error_set(save->err, error, "cannot %s %s: %s", doing, save->published,
+			strerror(-error));
 	}
 }
 
+/* The disk and the processors at work at once, over the same chunks. */
 static int write_data(struct save *save, struct digest *ret_root)
 {
+	struct chunk_flow writing = {.work = write_chunk,
+		.context = save,
+		.error = &save->error,
+		.end = save->header.chunk_count};
+	struct chunk_flow hashing = writing;
 	int rc;
 
-#pragma omp parallel for schedule(dynamic) num_threads(thread_count(save))
-	for (uint32_t chunk = 0; chunk < save->header.chunk_count; chunk++) {
-		if (atomic_load(&save->failed))
-			continue;
-		int chunk_rc = write_chunk(save, chunk);
-
-		if (chunk_rc < 0)
-			record_error(save, chunk, chunk_rc);
-	}
-	if (save->error < 0)
-		return explain(save, "write");
+	hashing.work = hash_chunk;
+	chunk_flow_start(&writing, CHUNK_IO_DEPTH);
+	chunk_flow_start(&hashing, hash_threads(save) - 1);
+	chunk_flow_finish(&hashing);
+	chunk_flow_finish(&writing);
+	rc = explain(save, "write");
+	if (rc < 0)
+		return rc;
 	checkpoint_header_finish(&save->header, save->chunks, ret_root);
 	rc = file_write_exact(save->fd, save->header.bytes, save->header.size, 0);
 	if (rc < 0)
@@ -266,19 +277,20 @@ static int read_device(struct save *save, void *buffer, size_t size, uint64_t of
 	return file_read_exact(save->fd, buffer, size, (off_t)offset);
 }
 
-static int compare_chunk(struct save *save, uint32_t chunk, uint8_t *buffer)
+static int compare_chunk(void *context, uint32_t chunk, uint8_t *buffer)
 {
+	struct save *save = context;
 	uint64_t offset = save->header.size + chunk * CHECKPOINT_CHUNK_BYTES;
-	int rc = buffer != NULL ? 0 : -ENOMEM;
+	int rc = read_device(save, buffer, CHECKPOINT_CHUNK_BYTES, offset);
 
-	if (rc == 0)
-		rc = read_device(save, buffer, CHECKPOINT_CHUNK_BYTES, offset);
-	if (rc < 0 || memcmp(buffer, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES) == 0)
+	if (rc < 0)
 		return rc;
+	if (memcmp(buffer, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES) == 0)
+		return check_seals(save, chunk, buffer);
 	/* Which side changed? The memory has its own witnesses. */
 	if (!still_valid(save->source))
 		return -ESTALE;
-	rc = check_seals(save, chunk);
+	rc = check_seals(save, chunk, chunk_data(save, chunk));
 	return rc < 0 ? rc : -EILSEQ;
 }
 
@@ -297,27 +309,20 @@ static int compare_header(struct save *save)
 
 static int read_back(struct save *save)
 {
+	struct chunk_flow reading = {.work = compare_chunk,
+		.context = save,
+		.error = &save->error,
+		.buffer_bytes = CHECKPOINT_CHUNK_BYTES,
+		.end = save->header.chunk_count};
 	int rc = compare_header(save);
 
 	if (rc < 0)
-		record_error(save, 0, rc);
-#pragma omp parallel num_threads(thread_count(save))
-	{
-		uint8_t *buffer = aligned_alloc(CHECKPOINT_DATA_ALIGN, CHECKPOINT_CHUNK_BYTES);
-
-#pragma omp for schedule(dynamic)
-		for (uint32_t chunk = 0; chunk < save->header.chunk_count; chunk++) {
-			if (atomic_load(&save->failed))
-				continue;
-			int chunk_rc = compare_chunk(save, chunk, buffer);
-
-			if (chunk_rc < 0)
-				record_error(save, chunk, chunk_rc);
-		}
-		free(buffer);
-	}
-	if (save->error < 0)
-		return explain(save, "read back");
+		chunk_error_record(&save->error, 0, rc);
+	chunk_flow_start(&reading, CHUNK_IO_DEPTH - 1);
+	chunk_flow_finish(&reading);
+	rc = explain(save, "read back");
+	if (rc < 0)
+		return rc;
 	return sys_fault("save.readback");
 }
 
@@ -328,7 +333,7 @@ static int publish(struct save *save)
 	int rc;
 
 	if (!still_valid(save->source)) {
-		save->error = -ESTALE;
+		chunk_error_record(&save->error, 0, -ESTALE);
 		return explain(save, "publish");
 	}
 	rc = sys_renameat_noreplace(save->folder_fd, save->partial, save->published);
