@@ -17,7 +17,8 @@ usage()
 	  setup           install missing packages
 	  build           compile
 	  test [NAME...]  all tests that need no special machine, or those named
-	                  (disk-full: the suite disk over every bit and call, about two hours)
+	                  (disk-full: the suite disk over every bit and call, about two hours;
+	                  crash-full: over 100,000 states that a power cut can leave)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
 	                  (WORK: train, sample, memory, ops, numerics, peers; see bench/run)
 	  lint            formatting, clang's warnings, the rules of the tree
