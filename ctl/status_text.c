@@ -53,6 +53,7 @@ static void read_checkpoints(const json_t *status, struct look *ret)
 	ret->saving = json_get_bool(save, "in_flight", false);
 	ret->save_last_ms = json_get_real(save, "last_ms", NAN);
 	ret->save_next_seconds = json_get_real(save, "next_seconds", NAN);
+	ret->stall_max_ms = json_get_real(save, "stall_max_ms", NAN);
 	CLEAN(save, "last_error", ret->save_error);
 }
 
@@ -235,7 +236,11 @@ static void fact_slots(const struct look *look, char *text, bool *bad)
 		text, LOOK_LINE_MAX, "%" PRId64 ", %s", look->slots, bytes(look->slot_bytes).text);
 
 	if (look->slots_text[0] != '\0')
-		snprintf(text + used, (size_t)(LOOK_LINE_MAX - used), ": %s", look->slots_text);
+		used += snprintf(
+			text + used, (size_t)(LOOK_LINE_MAX - used), ": %s", look->slots_text);
+	if (used < LOOK_LINE_MAX && look->stall_max_ms > 0)
+		snprintf(text + used, (size_t)(LOOK_LINE_MAX - used), "; longest wait %.2f ms",
+			look->stall_max_ms);
 }
 
 static void fact_storage(const struct look *look, char *text, bool *bad)

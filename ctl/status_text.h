@@ -27,7 +27,7 @@ struct look {
 	double verified_age;
 	bool saving;
 	int64_t saver_step;
-	double save_last_ms, save_next_seconds;
+	double save_last_ms, save_next_seconds, stall_max_ms;
 	char save_error[256];
 	int64_t slots, slot_bytes;
 	char slots_text[200];

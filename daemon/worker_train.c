@@ -61,9 +61,12 @@ void trainer_metric_loss(struct metric *metric, const struct loss *loss)
 int trainer_begin_write(struct trainer *trainer, uint32_t *ret_slot)
 {
 	struct worker *worker = trainer->worker;
+	nsec_t begun = clock_monotonic_ns();
+	bool refused = false;
 	struct error err;
 
 	while (state_begin_write(&trainer->state, ret_slot) == -EBUSY) {
+		refused = true;
 		progress_phase(trainer->progress, PHASE_WAIT);
 		progress_move(trainer->progress);
 		if (worker_link_poll(&worker->link, BUSY_POLL_MS, &err) < 0)
@@ -71,6 +74,7 @@ int trainer_begin_write(struct trainer *trainer, uint32_t *ret_slot)
 		if (worker->link.stop)
 			return -ECANCELED;
 	}
+	progress_stall(trainer->progress, (uint64_t)(clock_monotonic_ns() - begun), refused);
 	return 0;
 }
 

@@ -102,6 +102,17 @@ static _Atomic uint64_t *row_words(struct progress *progress, uint64_t index)
 	return (_Atomic uint64_t *)&progress->ring[index % PROGRESS_RING];
 }
 
+void progress_stall(struct progress *progress, uint64_t waited_ns, bool refused)
+{
+	if (waited_ns > atomic_load(&progress->stall_max_ns))
+		atomic_store(&progress->stall_max_ns, waited_ns);
+	if (!refused)
+		return;
+	atomic_store(&progress->stall_last_ns, waited_ns);
+	atomic_fetch_add(&progress->stall_total_ns, waited_ns);
+	atomic_fetch_add(&progress->stall_count, 1);
+}
+
 void progress_metric(struct progress *progress, const struct metric *metric)
 {
 	uint64_t head = atomic_load_explicit(&progress->ring_head, memory_order_relaxed);

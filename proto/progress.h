@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #define PROGRESS_MAGIC UINT64_C(0x3173736572676f72)
-#define PROGRESS_VERSION 1
+#define PROGRESS_VERSION 2
 #define PROGRESS_RING 4096
 #define PROGRESS_TEXT_MAX 128
 
@@ -66,6 +66,9 @@ struct progress {
 	_Atomic uint32_t loss_bits; /* float */
 	_Atomic uint32_t images_per_step;
 	_Atomic uint64_t plan_bytes;
+	/* What saves cost the loop: waits for a slot that a save held, and the longest wait for a
+	 * slot of all, whoever caused it. */
+	_Atomic uint64_t stall_count, stall_last_ns, stall_total_ns, stall_max_ns;
 	_Atomic uint64_t ring_head;     /* metrics written so far */
 	char engine[PROGRESS_TEXT_MAX]; /* written before `ready` is sent */
 	char engine_reason[PROGRESS_TEXT_MAX];
@@ -84,6 +87,8 @@ static inline void progress_move(struct progress *progress)
 	atomic_fetch_add_explicit(&progress->moves, 1, memory_order_relaxed);
 }
 void progress_phase(struct progress *progress, enum phase phase);
+/* A wait for a slot has ended. refused: it was not to be had at once. */
+void progress_stall(struct progress *progress, uint64_t waited_ns, bool refused);
 /* sequence is filled in. */
 void progress_metric(struct progress *progress, const struct metric *metric);
 

@@ -121,11 +121,17 @@ static json_t *newest_json(const struct supervisor *sup)
 static json_t *save_json(const struct supervisor *sup, nsec_t now_ns)
 {
 	double next = saver_next_seconds(sup, now_ns);
+	struct progress *progress = sup->progress;
 
-	return json_pack("{s:b, s:o, s:o, s:o}", "in_flight", sup->saver.in_flight, "last_ms",
+	return json_pack("{s:b, s:o, s:o, s:o, s:I, s:f, s:f, s:f}", "in_flight",
+		sup->saver.in_flight, "last_ms",
 		sup->saver.last_ms >= 0 ? json_real((double)sup->saver.last_ms) : json_null(),
 		"last_error", text_json(sup->saver.last_error), "next_seconds",
-		next >= 0 ? json_real(next) : json_null());
+		next >= 0 ? json_real(next) : json_null(), "stalls",
+		(json_int_t)(atomic_load(&progress->stall_count) & INT64_MAX), "stall_last_ms",
+		(double)atomic_load(&progress->stall_last_ns) * 1e-6, "stall_total_ms",
+		(double)atomic_load(&progress->stall_total_ns) * 1e-6, "stall_max_ms",
+		(double)atomic_load(&progress->stall_max_ns) * 1e-6);
 }
 
 static json_t *slots_json(const struct supervisor *sup)

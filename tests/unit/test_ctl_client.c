@@ -25,7 +25,7 @@ static const char status_reply[] = REPLY(
 	"\"newest_verified\":{\"id\":\"step-000001200-b0002\",\"step\":1200,\"root\":\"ab\","
 	"\"path\":\"/p/q\",\"age_seconds\":12.5},"
 	"\"save\":{\"in_flight\":false,\"last_ms\":200.0,\"last_error\":\"No space left\","
-	"\"next_seconds\":30.0},"
+	"\"next_seconds\":30.0,\"stall_max_ms\":0.25},"
 	"\"slots\":{\"count\":3,\"bytes\":140509184,\"text\":\"no step is lost\"},"
 	"\"engine\":{\"name\":\"openblas\",\"reason\":\"auto\",\"threads\":2,\"plan_bytes\":"
 	"1048576},"

@@ -166,6 +166,23 @@ static void test_phases_move_and_have_names(void **unused)
 	drop(progress, fd);
 }
 
+static void test_p4_waits_for_a_slot_are_told(void **unused)
+{
+	int fd;
+	struct progress *progress = make(&fd);
+
+	progress_stall(progress, 300, false);
+	assert_int_equal(progress->stall_count, 0);
+	assert_int_equal(progress->stall_max_ns, 300);
+	progress_stall(progress, 2000, true);
+	progress_stall(progress, 500, true);
+	assert_int_equal(progress->stall_count, 2);
+	assert_int_equal(progress->stall_total_ns, 2500);
+	assert_int_equal(progress->stall_last_ns, 500);
+	assert_int_equal(progress->stall_max_ns, 2000);
+	drop(progress, fd);
+}
+
 static void test_p3_the_page_outlives_its_writer(void **unused)
 {
 	int fd;
@@ -249,6 +266,7 @@ int main(void)
 		cmocka_unit_test(test_a_writer_that_died_inside_a_row_loses_that_row),
 		cmocka_unit_test(test_p11_nonsense_is_lost_not_shown),
 		cmocka_unit_test(test_phases_move_and_have_names),
+		cmocka_unit_test(test_p4_waits_for_a_slot_are_told),
 		cmocka_unit_test(test_p3_the_page_outlives_its_writer),
 		cmocka_unit_test(test_p9_what_is_no_progress_page_is_refused),
 		cmocka_unit_test(test_p11_reader_against_writer),

@@ -1,0 +1,143 @@
+/* P2, P3 and P11, the whole system with less memory: what two slots and one slot promise when the
+ * trainer dies inside an update. */
+#include "tests/system/rig.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define STEPS 900
+#define DEATH "train.update:400:kill" /* in each trainer's 400th update, half done */
+
+static struct digest undisturbed;
+
+static bool has_restarted(const json_t *status, int64_t value)
+{
+	return json_get_int(status, "restarts", 0) >= value && is_training(status, 0);
+}
+
+static bool is_saving(const json_t *status, int64_t value)
+{
+	return json_get_int(json_object_get(status, "saver"), "pid", 0) > 0;
+}
+
+static bool has_slots(const json_t *status, int64_t value)
+{
+	return json_get_int(json_object_get(status, "slots"), "count", 0) == value;
+}
+
+/* Where the trainer after event `after` went on; from: "memory" or a checkpoint. */
+static int64_t resumed_step(struct rig *rig, const char *from, int64_t after)
+{
+	char text[256];
+
+	if (!rig_event(rig, "training", from, after, text))
+		fail_msg("the trainer did not go on from %s", from);
+	return strtoll(strstr(text, "at step ") + strlen("at step "), NULL, 10);
+}
+
+static void expect_promises(struct rig *rig, int64_t count, bool kept)
+{
+	rig_wait(rig, "the state memory", has_slots, count);
+	AUTO_JSON status = rig_status(rig);
+	const json_t *slots = json_object_get(status, "slots");
+
+	assert_int_equal(json_get_bool(slots, "no_step_lost", !kept), kept);
+	assert_int_equal(json_get_bool(slots, "no_stall", !kept), kept);
+}
+
+/* Savers that stopped themselves go on. */
+static bool is_finished_without_stops(const json_t *status, int64_t value)
+{
+	pid_t pid = (pid_t)json_get_int(json_object_get(status, "saver"), "pid", 0);
+
+	if (pid > 0)
+		kill(pid, SIGCONT);
+	return is_finished(status, value);
+}
+
+static void expect_same_end(struct rig *rig)
+{
+	struct digest digest;
+
+	rig_wait(rig, "the end of the run", is_finished_without_stops, 0);
+	digest = rig_digest(rig, STEPS);
+	assert_true(digest_equal(&digest, &undisturbed));
+	assert_int_equal(rig_stop(rig), 0);
+	rig_close(rig);
+}
+
+static int run_undisturbed(void **unused)
+{
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=900 slots=3");
+	rig_start(&rig, NULL);
+	expect_promises(&rig, 3, true);
+	rig_wait(&rig, "the end of the run", is_finished, 0);
+	undisturbed = rig_digest(&rig, STEPS);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+	return 0;
+}
+
+static void p3_two_slots_repeat_the_steps_since_the_pin(void **unused)
+{
+	int64_t pinned, after;
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=900 slots=2");
+	rig_start(&rig, "save.reserved:1:stop," DEATH);
+	expect_promises(&rig, 2, false);
+	rig_wait(&rig, "a step", is_step, 1);
+	after = rig_last_event(&rig);
+	rig_send(&rig, "Save");
+	rig_wait(&rig, "a save", is_saving, 0);
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		pinned = json_get_int(json_object_get(status, "saver"), "step", -1);
+	}
+	rig_wait(&rig, "a restart", has_restarted, 1);
+	assert_int_equal(resumed_step(&rig, "from memory", after), pinned);
+	expect_same_end(&rig);
+}
+
+static void p3_one_slot_goes_back_to_the_disk(void **unused)
+{
+	int64_t saved, after;
+	char id[64];
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=900 slots=1 interval_steps=200");
+	rig_start(&rig, DEATH);
+	expect_promises(&rig, 1, false);
+	rig_wait(&rig, "steps", is_step, 210);
+	rig_save(&rig, id, &saved);
+	after = rig_last_event(&rig);
+	rig_wait(&rig, "a restart", has_restarted, 1);
+	assert_true(resumed_step(&rig, "from ", after) >= saved);
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		/* The loop waited for the slot, and the status says so. */
+		assert_true(json_get_int(json_object_get(status, "save"), "stalls", 0) > 0);
+	}
+	expect_same_end(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(p3_two_slots_repeat_the_steps_since_the_pin),
+		cmocka_unit_test(p3_one_slot_goes_back_to_the_disk),
+	};
+
+	return cmocka_run_group_tests_name("slots", tests, run_undisturbed, NULL);
+}
