@@ -20,7 +20,7 @@ usage()
 	                  (disk-full: the suite disk over every bit and call, about two hours;
 	                  crash-full: over 100,000 states that a power cut can leave)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
-	                  (WORK: train, sample, memory, ops, numerics, peers; see bench/run)
+	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint; see bench/run)
 	  lint            formatting, clang's warnings, the rules of the tree
 	  install         install under PREFIX (default /usr/local) with the systemd units
 	  uninstall       remove what install put there

@@ -48,7 +48,7 @@ static int read_bytes(const struct reading *reading, uint8_t *data, off_t offset
 	return file_read_exact(reading->fd, data, CHECKPOINT_CHUNK_BYTES, offset);
 }
 
-static int read_matching(struct reading *reading, uint32_t chunk, uint8_t *data)
+static int read_matching(struct reading *reading, uint32_t chunk, uint8_t *data, uint64_t sums[])
 {
 	const struct checkpoint_info *info = reading->info;
 	off_t offset = (off_t)(info->data_offset + (uint64_t)chunk * CHECKPOINT_CHUNK_BYTES);
@@ -59,7 +59,7 @@ static int read_matching(struct reading *reading, uint32_t chunk, uint8_t *data)
 		return rc == -ENODATA ? -EBADMSG : rc;
 	while (sem_wait(&reading->hashing) < 0)
 		CHECK(errno == EINTR);
-	digest = digest_of(data, CHECKPOINT_CHUNK_BYTES);
+	digest = chunk_digest(data, sums);
 	sem_post(&reading->hashing);
 	return digest_equal(&digest, &info->chunks[chunk]) ? 0 : -EBADMSG;
 }
@@ -68,19 +68,19 @@ static int read_matching(struct reading *reading, uint32_t chunk, uint8_t *data)
  * in the reading. */
 static int read_chunk(struct reading *reading, uint32_t chunk, uint8_t *data)
 {
-	uint64_t seals = CHECKPOINT_CHUNK_BYTES / SEAL_CHUNK_BYTES;
-	int rc = read_matching(reading, chunk, data);
+	uint64_t sums[CHUNK_SEALS];
+	int rc = read_matching(reading, chunk, data, sums);
 
 	if (rc == -EBADMSG) {
 		posix_fadvise(reading->fd, 0, 0, POSIX_FADV_DONTNEED);
-		rc = read_matching(reading, chunk, data);
+		rc = read_matching(reading, chunk, data, sums);
 	}
 	if (rc < 0)
 		return rc;
 	if (reading->sums != NULL)
-		seal_sums(data, CHECKPOINT_CHUNK_BYTES, reading->sums + chunk * seals);
+		memcpy(reading->sums + chunk * CHUNK_SEALS, sums, sizeof(sums));
 	if (reading->moves != NULL)
-		atomic_fetch_add_explicit(reading->moves, seals, memory_order_relaxed);
+		atomic_fetch_add_explicit(reading->moves, CHUNK_SEALS, memory_order_relaxed);
 	return 0;
 }
 

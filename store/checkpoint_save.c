@@ -24,7 +24,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SEALS_PER_CHUNK (CHECKPOINT_CHUNK_BYTES / SEAL_CHUNK_BYTES)
 #define ASIDE_MAX 99
 
 struct save {
@@ -158,26 +157,30 @@ static int reserve(struct save *save)
 
 /* -- step 2: hash and write -- */
 
+static int compare_seals(const struct save *save, uint32_t chunk, const uint64_t *sums)
+{
+	const uint64_t *sealed = save->source->sums + chunk * CHUNK_SEALS;
+
+	return memcmp(sums, sealed, CHUNK_SEALS * sizeof(*sums)) == 0 ? 0 : -EUCLEAN;
+}
+
 /* The bytes of a chunk, wherever they are, against its seals. */
 static int check_seals(const struct save *save, uint32_t chunk, const uint8_t *data)
 {
-	uint64_t sums[SEALS_PER_CHUNK];
+	uint64_t sums[CHUNK_SEALS];
 
 	seal_sums(data, CHECKPOINT_CHUNK_BYTES, sums);
-	return memcmp(sums, save->source->sums + chunk * SEALS_PER_CHUNK, sizeof(sums)) == 0
-		? 0
-		: -EUCLEAN;
+	return compare_seals(save, chunk, sums);
 }
 
 static int hash_chunk(void *context, uint32_t chunk, uint8_t *unused)
 {
 	struct save *save = context;
-	int rc = check_seals(save, chunk, chunk_data(save, chunk));
+	uint64_t sums[CHUNK_SEALS];
 
 	(void)unused;
-	if (rc == 0)
-		save->chunks[chunk] = digest_of(chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES);
-	return rc;
+	save->chunks[chunk] = chunk_digest(chunk_data(save, chunk), sums);
+	return compare_seals(save, chunk, sums);
 }
 
 static int write_chunk(void *context, uint32_t chunk, uint8_t *unused)
@@ -209,7 +212,7 @@ static int explain(struct save *save, const char *doing)
 	case -EUCLEAN:
 		return error_set(save->err, -EUCLEAN,
 			"memory corrupt: the state of %s does not match its seal near MiB %llu",
-			save->published, (unsigned long long)(chunk * SEALS_PER_CHUNK));
+			save->published, (unsigned long long)(chunk * CHUNK_SEALS));
 	case -EILSEQ:
 		return error_set(save->err, -EIO,
 			"the device gave back other bytes than were written to %s (chunk %u)",

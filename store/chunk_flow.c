@@ -9,6 +9,19 @@
 
 #define BUFFER_ALIGN 4096
 
+/* MiB by MiB: what was summed is still in the cache when it is hashed. */
+struct digest chunk_digest(const uint8_t *data, uint64_t sums[])
+{
+	struct digest_stream stream;
+
+	digest_begin(&stream);
+	for (size_t i = 0; i < CHUNK_SEALS; i++) {
+		seal_sums(data + i * SEAL_CHUNK_BYTES, SEAL_CHUNK_BYTES, &sums[i]);
+		digest_add(&stream, data + i * SEAL_CHUNK_BYTES, SEAL_CHUNK_BYTES);
+	}
+	return digest_end(&stream);
+}
+
 void chunk_error_record(struct chunk_error *error, uint32_t chunk, int code)
 {
 	uint64_t mine = (uint64_t)chunk << 32 | (uint32_t)-code;

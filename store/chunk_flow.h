@@ -6,6 +6,10 @@
  * chunk_flow_finish takes part, so a flow ends with no thread at all. */
 #pragma once
 
+#include "base/digest.h"
+#include "base/seal.h"
+#include "store/checkpoint.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -15,6 +19,10 @@
 /* Direct reads or writes in flight: what keeps a disk busy while one of them is handed over. */
 #define CHUNK_IO_DEPTH 4
 #define CHUNK_THREADS_MAX 64
+#define CHUNK_SEALS (CHECKPOINT_CHUNK_BYTES / SEAL_CHUNK_BYTES)
+
+/* Digest and seal sums (CHUNK_SEALS) of one chunk in one pass over the memory. */
+struct digest chunk_digest(const uint8_t *data, uint64_t sums[]);
 
 struct chunk_error {
 	_Atomic uint64_t first; /* chunk << 32 | -error; 0: none */
