@@ -408,8 +408,11 @@ static void open_trainer(struct bench *bench)
 		setup.engine = engine_named(best_first[i], &reason);
 	if (!setup.engine || solo_init(&bench->solo, &setup, &err) < 0)
 		die("trainer", "cannot be made");
-	memcpy(state_section(&bench->state, bench->record.slot, SECTION_WEIGHTS),
-		solo_section(&bench->solo, SECTION_WEIGHTS), bench->table.section_bytes);
+	/* As a run begins: random moments would throw the weights about, and a net of such weights
+	 * is slow. */
+	for (uint32_t i = 0; i < SECTION_COUNT; i++)
+		memcpy(state_section(&bench->state, bench->record.slot, i),
+			solo_section(&bench->solo, (enum section)i), bench->table.section_bytes);
 	seal_sums(state_section(&bench->state, bench->record.slot, 0), block_bytes(bench),
 		state_sums(&bench->state, bench->record.slot));
 	bench->record.sums_digest = digest_of(state_sums(&bench->state, bench->record.slot),
