@@ -66,6 +66,7 @@ static int parse_save(const json_t *start, struct worker_start *ret, struct erro
 
 	ret->attempt = (uint32_t)value;
 	ret->foreground = json_get_bool(start, "foreground", false);
+	ret->copy = json_get_bool(start, "copy", false);
 	return r;
 }
 

@@ -23,7 +23,7 @@ struct worker_start {
 	char engine[32];    /* forced by the ladder; "" none */
 	/* save */
 	uint32_t attempt;
-	bool foreground;
+	bool foreground, copy;
 	/* verify, sample */
 	char id[64];
 	/* sample */

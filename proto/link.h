@@ -10,7 +10,8 @@
  *   {"start": {"role": "train", "parent_pid": N, "run_dir": "/abs/path", "config": {key: text},
  *              "run_id": hex, "run_created": bool (step 0 is allowed), "resume": "memory"|"disk",
  *              "threads": N (0 = all), "engine": "openblas"|"" (forced by the ladder)}}
- *   role save adds   "attempt": N, "foreground": bool (normal priority, all cores)
+ *   role save adds   "attempt": N, "foreground": bool (normal priority, all cores),
+ *                    "copy": bool (training waits for the slot: copy it first)
  *   role verify adds "id": text ("" = all kept ones)
  *   role sample adds "id": text, "count": N, "steps": N, "seed": N, "label": N (-1 none),
  *                    "guidance": real, "sampler": "ddim"|"ddpm", "name": file name under previews/
@@ -30,6 +31,7 @@
  *   {"event": {"kind": text, "level": "info"|"warning"|"error", "step": N, "text": one line}}
  *   {"preview": {"step", "path"}}                                                  trainer
  *   {"finished": {"step"}}        steps_total is reached; exit code follows
+ *   {"copied": {}}                the slot is needed no longer                     save
  *   {"saved": {"id", "step", "branch", "root", "path", "bytes", "readback": "direct"|"cache",
  *              "catalogued": bool, "already": bool, "over_bytes": beyond keep_bytes,
  *              "stale": the weights of the one before, "ms_write", "ms_total"}}    save

@@ -8,6 +8,7 @@
 #include "proto/link.h"
 #include "supervisor/text.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -453,10 +455,34 @@ void child_abort(struct child *child)
 	set_timer(child, CHILD_TIMER_ABORT, CHILD_ABORT_GRACE_MS);
 }
 
+/* Both priorities belong to threads; those that it makes afterwards inherit them. */
+static void set_thread_nice(const struct child *child, pid_t thread, int nice)
+{
+	enum { IOPRIO_WHO_PROCESS = 1, BEST_EFFORT_LOWEST = 2 << 13 | 7, AS_NICE_SAYS = 0 };
+
+	if (setpriority(PRIO_PROCESS, (id_t)thread, nice) < 0)
+		log_debug(
+			"%s[%d]: priority %d: %s", child->role, (int)thread, nice, strerror(errno));
+	if (syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, (int)thread,
+		    nice > 0 ? BEST_EFFORT_LOWEST : AS_NICE_SAYS) < 0)
+		log_debug("%s[%d]: I/O priority: %s", child->role, (int)thread, strerror(errno));
+}
+
 void child_set_nice(struct child *child, int nice)
 {
+	char path[32];
+
 	CHECK(child->pid > 0);
-	if (setpriority(PRIO_PROCESS, (id_t)child->pid, nice) < 0)
-		log_debug("%s[%d]: priority %d: %s", child->role, (int)child->pid, nice,
-			strerror(errno));
+	set_thread_nice(child, child->pid, nice);
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)child->pid);
+	DIR *threads = opendir(path);
+	if (!threads)
+		return;
+	for (struct dirent *entry; (entry = readdir(threads)) != NULL;) {
+		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+
+		if (thread > 0 && thread != child->pid)
+			set_thread_nice(child, thread, nice);
+	}
+	closedir(threads);
 }

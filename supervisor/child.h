@@ -73,5 +73,6 @@ void child_send(struct child *child, json_t *frame);
 void child_kill(struct child *child, int signal_number);
 /* SIGABRT for a backtrace, then SIGKILL. */
 void child_abort(struct child *child);
-/* Priority of a process that runs already; what is not allowed is left. */
+/* CPU and I/O priority of all threads of a process that runs already (nice above 0: the lowest for
+ * I/O); what is not allowed is left. */
 void child_set_nice(struct child *child, int nice);

@@ -1,7 +1,7 @@
 /* Saves: when, one at a time, and what to tell those who wait. A saver reads the pinned slot in its
  * own process. It must never fail training: what a save costs at most is that checkpoint.
- * Invariants: a pin exists exactly while a saver process does; every call that joined is answered
- * when its save is over. */
+ * Invariants: a pin exists only while a saver process does; every call that joined is answered when
+ * its save is over. */
 #include "supervisor/control.h"
 #include "supervisor/supervisor.h"
 #include "supervisor/text.h"
@@ -92,7 +92,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	struct child_options options;
 	bool alone = !child_alive(&sup->trainer);
 
-	CHECK(!saver->in_flight && !child_alive(&saver->child));
+	CHECK(!saver->in_flight && !child_alive(&saver->child) && !saver->joined);
 	CHECK(sup->has_run && sup->state != FSM_ENDED);
 	if (memory_newest(sup, &saver->record) < 0)
 		return -ENOENT;
@@ -104,6 +104,8 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	saver->in_flight = true;
 	saver->got_saved = saver->off_line = saver->over_time = saver->wanted = false;
 	saver->foreground = foreground || alone;
+	saver->joined = saver->next;
+	saver->next = NULL;
 	saver->attempt++;
 	worker_options(sup, &options);
 	options.state_fd = sup->memory.fd;
@@ -111,10 +113,51 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	options.threads = alone ? (uint32_t)sup->config.threads : 1;
 	child_spawn(&saver->child, &sup->loop, &options);
 	start_frame_send(sup, &saver->child,
-		json_pack("{s:i, s:b, s:i}", "attempt", (int)saver->attempt, "foreground",
-			saver->foreground, "threads", (int)options.threads));
+		json_pack("{s:i, s:b, s:b, s:i}", "attempt", (int)saver->attempt, "foreground",
+			saver->foreground, "copy", !alone && sup->memory.header.slot_count == 1,
+			"threads", (int)options.threads));
 	sup->revision++;
 	return 0;
+}
+
+static void raise_priority(struct supervisor *sup)
+{
+	struct saver *saver = &sup->saver;
+
+	if (saver->foreground)
+		return;
+	saver->foreground = true;
+	child_set_nice(&saver->child, 0);
+}
+
+/* With one slot there is no whole state while the trainer rewrites it. */
+static bool state_comes(const struct supervisor *sup)
+{
+	return sup->has_memory && sup->memory.header.slot_count == 1 && child_alive(&sup->trainer);
+}
+
+/* The calls that ask for a state newer than the one that was being saved, or was there at all. */
+static void serve_next(struct supervisor *sup)
+{
+	struct saver *saver = &sup->saver;
+	struct state_record record;
+	int code = memory_newest(sup, &record);
+
+	if (!saver->next || saver->in_flight)
+		return;
+	if (code == 0 && !is_saved(sup, &record))
+		code = saver_start(sup, true);
+	else if (state_comes(sup))
+		return;
+	if (saver->in_flight)
+		return;
+	saver->joined = saver->next;
+	saver->next = NULL;
+	saver->off_line = false;
+	if (code < 0)
+		snprintf(saver->last_error, sizeof(saver->last_error),
+			"there is no state to save: %s", strerror(-code));
+	answer_joined(sup, code == 0, true);
 }
 
 void saver_request(struct supervisor *sup, struct call *call, bool foreground)
@@ -122,7 +165,16 @@ void saver_request(struct supervisor *sup, struct call *call, bool foreground)
 	struct saver *saver = &sup->saver;
 	struct state_record record;
 
-	if (memory_newest(sup, &record) < 0 || (is_saved(sup, &record) && !saver->in_flight)) {
+	int code = memory_newest(sup, &record);
+
+	if (code < 0 && !saver->in_flight && state_comes(sup)) {
+		saver->wanted = true;
+		saver->retry_ns = 0;
+		if (call)
+			push_call(&saver->next, call);
+		return;
+	}
+	if (code < 0 || (is_saved(sup, &record) && !saver->in_flight)) {
 		if (!call)
 			return;
 		if (sup->newest.known && !saver->in_flight)
@@ -132,8 +184,8 @@ void saver_request(struct supervisor *sup, struct call *call, bool foreground)
 		return;
 	}
 	if (saver->in_flight) {
-		if (foreground && !saver->foreground)
-			child_set_nice(&saver->child, 0);
+		if (foreground)
+			raise_priority(sup);
 		if (saver->record.step == record.step && saver->record.branch == record.branch) {
 			if (call)
 				push_call(&saver->joined, call);
@@ -145,8 +197,7 @@ void saver_request(struct supervisor *sup, struct call *call, bool foreground)
 			push_call(&saver->next, call);
 		return;
 	}
-	int code = saver_start(sup, foreground);
-
+	code = saver_start(sup, foreground);
 	if (code == 0 && call)
 		push_call(&saver->joined, call);
 	else if (call)
@@ -225,6 +276,8 @@ static void on_message(struct child *child, const char *name, json_t *body)
 
 	if (strcmp(name, "saved") == 0)
 		take_saved(sup, body);
+	else if (strcmp(name, "copied") == 0)
+		state_unpin_all(&sup->memory);
 	else if (strcmp(name, "event") == 0)
 		worker_event(sup, body);
 }
@@ -308,15 +361,7 @@ static void on_ended(struct child *child)
 	else
 		note_failed(sup, child);
 	answer_joined(sup, good, saver->already);
-	if (saver->next) {
-		saver->joined = saver->next;
-		saver->next = NULL;
-		if (saver_start(sup, true) < 0) {
-			snprintf(saver->last_error, sizeof(saver->last_error),
-				"there is no state to save");
-			answer_joined(sup, false, false);
-		}
-	}
+	serve_next(sup);
 	final_save_step(sup);
 }
 
@@ -380,15 +425,18 @@ static void watch_saver(struct supervisor *sup, nsec_t now_ns)
 		(nsec_t)(sup->memory.header.block_bytes / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
 
 	CHECK(saver->in_flight && child_alive(&saver->child));
-	if (!saver->foreground && sup->config.interval > 0 &&
-		age_ns > sup->config.interval * NSEC_PER_SEC / 2) {
-		saver->foreground = true;
-		child_set_nice(&saver->child, 0);
-	}
+	if (sup->config.interval > 0 && age_ns > sup->config.interval * NSEC_PER_SEC / 2)
+		raise_priority(sup);
 	if (age_ns > limit_ns && !saver->over_time) {
 		saver->over_time = true;
 		child_kill(&saver->child, SIGKILL);
 	}
+}
+
+void saver_hurry(struct supervisor *sup)
+{
+	if (sup->saver.in_flight)
+		raise_priority(sup);
 }
 
 void saver_tick(struct supervisor *sup, nsec_t now_ns)
@@ -397,6 +445,9 @@ void saver_tick(struct supervisor *sup, nsec_t now_ns)
 		watch_saver(sup, now_ns);
 		return;
 	}
+	serve_next(sup);
+	if (sup->saver.in_flight)
+		return;
 	if (sup->final.active)
 		final_save_step(sup);
 	else if (sup->has_memory && sup->state != FSM_ENDED && is_due(sup, now_ns))
@@ -418,6 +469,7 @@ void final_save_begin(struct supervisor *sup)
 	sup->final.active = true;
 	sup->final.failures_begun = sup->saver.failures;
 	sup->saver.retry_ns = 0;
+	serve_next(sup);
 	final_save_step(sup);
 }
 

@@ -75,7 +75,7 @@ struct saver {
 	nsec_t last_end_ns;         /* monotonic, of the last good one */
 	char last_error[TEXT_MAX];
 	bool wanted;                /* somebody asked: as soon as the one in flight is over */
-	struct call *joined, *next; /* calls that wait for this one, for the one after it */
+	struct call *joined, *next; /* calls that wait for this one, for a later one */
 };
 
 /* The last save before a pause, a stop, the end. */
@@ -265,6 +265,8 @@ extern const struct child_handlers saver_handlers;
 /* As soon as the one in flight is over; call (may be NULL) is answered when it is verified. */
 void saver_request(struct supervisor *sup, struct call *call, bool foreground);
 void saver_tick(struct supervisor *sup, nsec_t now_ns);
+/* The save in flight, if there is one, is waited for: at normal priority. */
+void saver_hurry(struct supervisor *sup);
 void final_save_begin(struct supervisor *sup);
 /* The limit of stop_timeout, unless it runs already. */
 void final_save_limit(struct supervisor *sup);

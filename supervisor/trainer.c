@@ -343,8 +343,7 @@ const struct child_handlers trainer_handlers = {
 void trainer_halt(struct supervisor *sup)
 {
 	final_save_limit(sup);
-	if (sup->saver.in_flight)
-		child_set_nice(&sup->saver.child, 0);
+	saver_hurry(sup);
 	if (child_alive(&sup->preparer)) {
 		child_kill(&sup->preparer, SIGKILL);
 	} else if (child_alive(&sup->trainer)) {

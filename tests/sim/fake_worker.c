@@ -32,8 +32,8 @@ struct fake {
 	struct digest model_digest;
 	struct state state;
 	struct progress *progress;
-	long step_us, die_step, exit_step, exit_code, poison, hang_step, save_exit, save_kill,
-		save_stale, save_wait_ms, prepare_exit, babble;
+	long step_us, update_us, die_step, exit_step, exit_code, poison, hang_step, save_exit,
+		save_kill, save_stale, save_wait_ms, prepare_exit, babble;
 };
 
 static void sleep_us(long us)
@@ -71,12 +71,13 @@ static void read_behaviour(struct fake *fake)
 	const struct {
 		const char *key;
 		long *value;
-	} keys[] = {{"step_us", &fake->step_us}, {"die_step", &fake->die_step},
-		{"exit_step", &fake->exit_step}, {"exit_code", &fake->exit_code},
-		{"poison", &fake->poison}, {"hang_step", &fake->hang_step},
-		{"save_exit", &fake->save_exit}, {"save_kill", &fake->save_kill},
-		{"save_stale", &fake->save_stale}, {"save_wait_ms", &fake->save_wait_ms},
-		{"prepare_exit", &fake->prepare_exit}, {"babble", &fake->babble}};
+	} keys[] = {{"step_us", &fake->step_us}, {"update_us", &fake->update_us},
+		{"die_step", &fake->die_step}, {"exit_step", &fake->exit_step},
+		{"exit_code", &fake->exit_code}, {"poison", &fake->poison},
+		{"hang_step", &fake->hang_step}, {"save_exit", &fake->save_exit},
+		{"save_kill", &fake->save_kill}, {"save_stale", &fake->save_stale},
+		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
+		{"babble", &fake->babble}};
 	char path[4200], key[64];
 	long value;
 
@@ -262,6 +263,7 @@ static void one_step(struct fake *fake, struct state_record *record)
 	while (state_begin_write(&fake->state, &slot) < 0)
 		sleep_us(1000);
 	write_block(fake, slot, record->step + 1);
+	sleep_us(fake->update_us);
 	misbehave(fake, record);
 	record->step++;
 	record->update_count++;

@@ -157,19 +157,29 @@ int sim_connect_now(const struct fixture *fx)
 	return fd;
 }
 
-json_t *sim_ask(int fd, json_t *call)
+void sim_send(int fd, json_t *call)
+{
+	assert_int_equal(frame_send(fd, call, clock_monotonic_ns() + PATIENCE), 0);
+	json_decref(call);
+}
+
+json_t *sim_take(int fd)
 {
 	struct frame_reader reader;
 	struct error error;
 	json_t *reply = NULL;
 
 	frame_reader_init(&reader, FRAME_REPLY_MAX);
-	assert_int_equal(frame_send(fd, call, clock_monotonic_ns() + PATIENCE), 0);
-	json_decref(call);
 	if (frame_receive(fd, &reader, clock_monotonic_ns() + PATIENCE, &reply, &error) < 0)
 		fail_msg("no reply: %s", error.text);
 	frame_reader_fini(&reader);
 	return reply;
+}
+
+json_t *sim_ask(int fd, json_t *call)
+{
+	sim_send(fd, call);
+	return sim_take(fd);
 }
 
 /* One call on a connection of its own; takes parameters. The whole reply. */

@@ -45,6 +45,8 @@ int sim_try_connect(const struct fixture *fx);
 int sim_connect_now(const struct fixture *fx);
 /* One call on an open connection; takes the frame. The whole reply. */
 json_t *sim_ask(int fd, json_t *call);
+void sim_send(int fd, json_t *call);
+json_t *sim_take(int fd);
 /* The same by name on a connection of its own; takes parameters. */
 json_t *sim_call(const struct fixture *fx, const char *method, json_t *parameters);
 void sim_call_good(const struct fixture *fx, const char *method, json_t *parameters);

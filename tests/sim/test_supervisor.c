@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -451,6 +452,90 @@ static void a_killed_saver_is_tried_again(void **state)
 	assert_true(saved >= 5);
 }
 
+static json_t *save_call(void)
+{
+	return json_pack(
+		"{s:s, s:{s:b}}", "method", "io.ckptd.Training.Save", "parameters", "wait", 1);
+}
+
+/* With one slot there is no whole state most of the time here; each save waits for one. */
+static void p4_a_save_waits_for_the_only_slot(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_set(fx, "slots=1");
+	sim_behave(fx, "step_us 20000\nupdate_us 60000\n");
+	sim_start(fx);
+	sim_await_only(fx, "training", 2, 0);
+	for (int i = 0; i < 5; i++)
+		sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	sim_call_good(fx, "Stop", NULL);
+	assert_true(sim_number_of(fx, "restarts") == 0);
+}
+
+/* Stopped inside the update: the state that was waited for never comes, and the caller hears it. */
+static void a_save_that_waits_is_answered_by_a_stop(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_set(fx, "slots=1");
+	sim_behave(fx, "update_us 1000000000\n");
+	sim_start(fx);
+	json_t *now = sim_await(fx, "training", 0, 0);
+	int fd = sim_connect_now(fx);
+
+	while (strcmp(json_get_text(now, "phase", ""), "update") != 0) {
+		json_decref(now);
+		now = sim_status(fx);
+	}
+	json_decref(now);
+	sim_send(fd, save_call());
+	sim_call_good(fx, "Stop", json_pack("{s:b}", "now", 1));
+	json_t *reply = sim_take(fd);
+
+	assert_non_null(json_object_get(reply, "error"));
+	json_decref(reply);
+	close(fd);
+}
+
+static int saver_priority(const json_t *status)
+{
+	pid_t pid = (pid_t)sim_number(json_object_get(status, "saver"), "pid");
+
+	return pid > 0 ? getpriority(PRIO_PROCESS, (id_t)pid) : -1;
+}
+
+static void await_saver_priority(const struct fixture *fx, int priority)
+{
+	nsec_t until = clock_monotonic_ns() + PATIENCE;
+	int seen;
+
+	do {
+		json_t *now = sim_status(fx);
+
+		seen = saver_priority(now);
+		json_decref(now);
+		usleep(5000);
+	} while (seen != priority && clock_monotonic_ns() < until);
+	assert_int_equal(seen, priority);
+}
+
+/* Below the trainer at first; not for ever, or it would never be over on a busy machine. */
+static void a_save_that_takes_long_gets_normal_priority(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=2");
+	sim_behave(fx, "save_wait_ms 60000\n");
+	sim_start(fx);
+	await_saver_priority(fx, 10);
+	if (geteuid() != 0)
+		skip(); /* RLIMIT_NICE */
+	await_saver_priority(fx, 0);
+}
+
 /* A save outlives the trainer it was made for. */
 static void p4_a_save_in_flight_outlives_the_trainer(void **state)
 {
@@ -461,27 +546,18 @@ static void p4_a_save_in_flight_outlives_the_trainer(void **state)
 	sim_start(fx);
 	json_t *now = sim_await(fx, "training", 5, 0);
 	int fd = sim_connect_now(fx);
-	json_t *ask_save = json_pack(
-		"{s:s, s:{s:b}}", "method", "io.ckptd.Training.Save", "parameters", "wait", 1);
 
-	assert_int_equal(frame_send(fd, ask_save, 0), 0);
-	json_decref(ask_save);
+	sim_send(fd, save_call());
 	while (!json_get_bool(json_object_get(now, "save"), "in_flight", false)) {
 		json_decref(now);
 		now = sim_status(fx);
 	}
 	kill(sim_worker_pid(now), SIGKILL);
 	json_decref(now);
-	struct frame_reader reader;
-	struct error error;
-	json_t *reply;
+	json_t *reply = sim_take(fd);
 
-	frame_reader_init(&reader, FRAME_REPLY_MAX);
-	assert_int_equal(
-		frame_receive(fd, &reader, clock_monotonic_ns() + PATIENCE, &reply, &error), 0);
 	assert_null(json_object_get(reply, "error"));
 	json_decref(reply);
-	frame_reader_fini(&reader);
 	close(fd);
 	sim_await_only(fx, "training", 6, 1);
 }
@@ -655,6 +731,9 @@ int main(int argc, char **argv)
 		SIM_TEST(what_failed_before_it_was_prepared_can_be_paused_and_resumed),
 		SIM_TEST(p7_a_failing_disk_costs_checkpoints_only),
 		SIM_TEST(a_killed_saver_is_tried_again),
+		SIM_TEST(p4_a_save_waits_for_the_only_slot),
+		SIM_TEST(a_save_that_takes_long_gets_normal_priority),
+		SIM_TEST(a_save_that_waits_is_answered_by_a_stop),
 		SIM_TEST(p4_a_save_in_flight_outlives_the_trainer),
 		SIM_TEST(p1_a_rollback_begins_a_branch_before_it_is_answered),
 		SIM_TEST(p1_what_is_kept_outlives_retention_and_the_daemon),

@@ -109,6 +109,22 @@ static void p3_two_slots_repeat_the_steps_since_the_pin(void **unused)
 	expect_same_end(&rig);
 }
 
+/* The saver stands still with its copy, and the loop goes on. */
+static void p4_one_slot_is_held_for_a_copy_only(void **unused)
+{
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=900 slots=1");
+	rig_start(&rig, "save.reserved:1:stop");
+	expect_promises(&rig, 1, false);
+	rig_wait(&rig, "steps", is_step, 10);
+	rig_send(&rig, "Save");
+	rig_wait(&rig, "a save", is_saving, 0);
+	rig_wait(&rig, "training beside it", is_step, rig_step(&rig) + 20);
+	assert_true(rig_worker(&rig, "save") > 0);
+	expect_same_end(&rig);
+}
+
 static void p3_one_slot_goes_back_to_the_disk(void **unused)
 {
 	int64_t saved, after;
@@ -136,6 +152,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p3_two_slots_repeat_the_steps_since_the_pin),
+		cmocka_unit_test(p4_one_slot_is_held_for_a_copy_only),
 		cmocka_unit_test(p3_one_slot_goes_back_to_the_disk),
 	};
 
