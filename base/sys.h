@@ -6,7 +6,8 @@
  * The plan comes from the environment variable CKPTD_FAULT, read once on first use:
  *     CKPTD_FAULT=POINT:N:ACTION[,POINT:N:ACTION...]
  * POINT is an operation (open, pwrite, fsync, rename, ...; db.open, db.pwrite, ... of a database)
- * or a named point of the commit (save.reserved, save.written, ...); N counts hits of that point in
+ * or a named point of the commit (save.reserved, save.written, ...) or a shared memory that is made
+ * (ckptd-state, ckptd-copy, ckptd-progress); N counts hits of that point in
  * this process from 1, or is '*' for each; ACTION is one of
  *     an errno name   (EIO, ENOSPC, ...)
  *     short           half of the bytes only

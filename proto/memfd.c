@@ -3,6 +3,8 @@
  * every control group above us, and asking for more is an error with both numbers in it. */
 #include "proto/memfd.h"
 
+#include "base/sys.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -114,8 +116,11 @@ static int memory_check(const char *name, uint64_t size, struct error *err)
 int memfd_create_sized(
 	const char *name, uint64_t size, const void *head, size_t head_size, struct error *err)
 {
-	int r = memory_check(name, size, err);
+	int r = sys_fault(name);
 
+	if (r < 0)
+		return error_set(err, r, "%s: %s", name, strerror(-r));
+	r = memory_check(name, size, err);
 	if (r < 0)
 		return r;
 	if (size > INT64_MAX)

@@ -9,7 +9,7 @@
 
 /* A memfd of exactly size bytes, all of them allocated (more than this machine or this control
  * group has left is -ENOMEM here, not a SIGBUS or an out-of-memory kill later), beginning with
- * head, its size sealed for ever. Returns the descriptor (close-on-exec). */
+ * head, its size sealed for ever. Returns the descriptor (close-on-exec). name is a fault point. */
 int memfd_create_sized(
 	const char *name, uint64_t size, const void *head, size_t head_size, struct error *err);
 /* True for a memfd that can neither shrink nor grow, by anyone. */

@@ -206,6 +206,15 @@ void sim_call_good(const struct fixture *fx, const char *method, json_t *paramet
 	json_decref(reply);
 }
 
+void sim_save(const struct fixture *fx, char id[64])
+{
+	json_t *reply = sim_call(fx, "Save", json_pack("{s:b}", "wait", 1));
+
+	snprintf(id, 64, "%s", json_get_text(json_object_get(reply, "parameters"), "id", ""));
+	assert_true(id[0] != '\0');
+	json_decref(reply);
+}
+
 json_t *sim_status(const struct fixture *fx)
 {
 	json_t *reply = sim_call(fx, "Status", NULL);

@@ -50,6 +50,8 @@ json_t *sim_take(int fd);
 /* The same by name on a connection of its own; takes parameters. */
 json_t *sim_call(const struct fixture *fx, const char *method, json_t *parameters);
 void sim_call_good(const struct fixture *fx, const char *method, json_t *parameters);
+/* Saves, waits, and gives the name. */
+void sim_save(const struct fixture *fx, char id[64]);
 json_t *sim_status(const struct fixture *fx);
 int64_t sim_number(const json_t *status, const char *key);
 int64_t sim_number_of(const struct fixture *fx, const char *key);

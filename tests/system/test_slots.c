@@ -125,6 +125,45 @@ static void p4_one_slot_is_held_for_a_copy_only(void **unused)
 	expect_same_end(&rig);
 }
 
+/* As many as fit: the daemon starts with what there is, and says what it promises. */
+static void auto_takes_the_slots_that_fit(void **unused)
+{
+	static const char *const faults[] = {
+		NULL, "ckptd-state:1:ENOMEM", "ckptd-state:1:ENOMEM,ckptd-state:2:ENOMEM"};
+
+	for (int missing = 0; missing < 3; missing++) {
+		struct rig rig;
+
+		rig_open(&rig, "steps_total=20 slots=auto");
+		rig_start(&rig, faults[missing]);
+		expect_promises(&rig, 3 - missing, missing == 0);
+		rig_wait(&rig, "the end of the run", is_finished, 0);
+		assert_int_equal(rig_stop(&rig), 0);
+		rig_close(&rig);
+	}
+}
+
+/* Where there is no memory for a copy training waits for the disk. */
+static void one_slot_without_a_copy_stalls_until_it_is_saved(void **unused)
+{
+	struct rig rig;
+	int64_t step, saved;
+	char id[64];
+
+	rig_open(&rig, "steps_total=900 slots=1");
+	rig_start(&rig, "ckptd-copy:*:ENOMEM");
+	rig_wait(&rig, "steps", is_step, 10);
+	rig_save(&rig, id, &saved);
+	step = rig_step(&rig);
+	rig_wait(&rig, "training after it", is_step, step + 20);
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		assert_true(json_get_int(json_object_get(status, "save"), "stalls", 0) > 0);
+	}
+	expect_same_end(&rig);
+}
+
 static void p3_one_slot_goes_back_to_the_disk(void **unused)
 {
 	int64_t saved, after;
@@ -139,12 +178,6 @@ static void p3_one_slot_goes_back_to_the_disk(void **unused)
 	after = rig_last_event(&rig);
 	rig_wait(&rig, "a restart", has_restarted, 1);
 	assert_true(resumed_step(&rig, "from ", after) >= saved);
-	{
-		AUTO_JSON status = rig_status(&rig);
-
-		/* The loop waited for the slot, and the status says so. */
-		assert_true(json_get_int(json_object_get(status, "save"), "stalls", 0) > 0);
-	}
 	expect_same_end(&rig);
 }
 
@@ -154,6 +187,8 @@ int main(void)
 		cmocka_unit_test(p3_two_slots_repeat_the_steps_since_the_pin),
 		cmocka_unit_test(p4_one_slot_is_held_for_a_copy_only),
 		cmocka_unit_test(p3_one_slot_goes_back_to_the_disk),
+		cmocka_unit_test(one_slot_without_a_copy_stalls_until_it_is_saved),
+		cmocka_unit_test(auto_takes_the_slots_that_fit),
 	};
 
 	return cmocka_run_group_tests_name("slots", tests, run_undisturbed, NULL);
