@@ -137,8 +137,7 @@ static json_t *save_json(const struct supervisor *sup, nsec_t now_ns)
 static json_t *slots_json(const struct supervisor *sup)
 {
 	static const char *const texts[] = {"no state memory now",
-		"one slot: a save stalls training for a copy of the state, a death goes back to "
-		"the last checkpoint",
+		"one slot: saves stall training for a copy, a death goes back to the disk",
 		"two slots: a death during a save repeats the steps since the save began",
 		"three slots: no finished step is lost, saves do not stall training"};
 	uint32_t count = sup->has_memory ? sup->memory.header.slot_count : 0;
