@@ -3,6 +3,7 @@
 #include "store/chunk_flow.h"
 
 #include "base/panic.h"
+#include "base/sys.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -73,7 +74,7 @@ void chunk_flow_start(struct chunk_flow *flow, uint32_t thread_count)
 
 	CHECK(flow->buffer_bytes % BUFFER_ALIGN == 0);
 	flow->thread_count = 0;
-	while (flow->thread_count < max &&
+	while (flow->thread_count < max && sys_fault("thread") == 0 &&
 		pthread_create(&flow->threads[flow->thread_count], NULL, thread_main, flow) == 0)
 		flow->thread_count++;
 }

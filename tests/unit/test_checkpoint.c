@@ -271,6 +271,35 @@ static void p7_any_call_may_fail(void **state)
 	expect_whole(fx, "no fault");
 }
 
+/* A file system that takes O_DIRECT and then not these bytes, or a process that may have no more
+ * threads: slower, and whole. */
+static void p7_what_only_makes_it_faster_may_fail(void **state)
+{
+	static const char *const plans[] = {"pwrite:1:EINVAL", "pwrite:2:EINVAL", "pread:1:EINVAL",
+		"pread:2:EINVAL", "thread:*:ENOMEM", "thread:2:ENOMEM"};
+	struct fixture *fx = *state;
+	struct checkpoint_saved saved;
+	struct checkpoint_info info;
+
+	for (size_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
+		assert_int_equal(sys_fault_plan(plans[i]), 0);
+		if (fixture_try_save(fx, 1, 20, &saved) < 0)
+			fail_msg("under %s: %s", plans[i], fx->err.text);
+		assert_true(sys_fault_fired() > 0);
+		sys_fault_plan(NULL);
+		int fd = checkpoint_open(
+			fx->fd, "step-000000020-b0001.safetensors", &info, &fx->err);
+
+		assert_true(fd >= 0);
+		assert_int_equal(sys_fault_plan(plans[i]), 0);
+		PASS(checkpoint_read(fd, &info, fx->loaded, NULL, 2, NULL, &fx->err));
+		sys_fault_plan(NULL);
+		close(fd);
+		checkpoint_info_fini(&info);
+		expect_whole(fx, plans[i]);
+	}
+}
+
 static void p7_no_fallocate_is_no_error(void **state)
 {
 	struct fixture *fx = *state;
@@ -627,6 +656,7 @@ int main(void)
 		TEST(foreign_file_keeps_its_name),
 		cmocka_unit_test_setup_teardown(
 			p7_any_call_may_fail, fixture_setup_small, fixture_teardown),
+		TEST(p7_what_only_makes_it_faster_may_fail),
 		TEST(p7_no_fallocate_is_no_error),
 		TEST(p7_failed_fsync_is_final),
 		TEST(p11_flipped_read_back_is_caught),
