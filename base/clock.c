@@ -38,6 +38,17 @@ void clock_format_utc(nsec_t wall_ns, char text[CLOCK_TEXT_SIZE])
 	snprintf(text + used, CLOCK_TEXT_SIZE - used, ".%03dZ", ms);
 }
 
+nsec_t clock_parse_utc(const char *text)
+{
+	struct tm tm = {0};
+	const char *rest = strptime(text, "%Y-%m-%dT%H:%M:%S", &tm);
+	int ms = 0;
+
+	if (rest == NULL || (*rest == '.' && sscanf(rest, ".%3dZ", &ms) != 1))
+		return -1;
+	return (nsec_t)timegm(&tm) * NSEC_PER_SEC + ms * NSEC_PER_MSEC;
+}
+
 void clock_format_duration(nsec_t duration_ns, char text[CLOCK_TEXT_SIZE])
 {
 	static const struct {

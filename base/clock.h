@@ -17,5 +17,7 @@ nsec_t clock_wall_ns(void); /* since the epoch, UTC */
 #define CLOCK_TEXT_SIZE 32
 /* "2026-11-23T04:31:05.123Z" */
 void clock_format_utc(nsec_t wall_ns, char text[CLOCK_TEXT_SIZE]);
+/* The time of such a text, or -1. */
+nsec_t clock_parse_utc(const char *text);
 /* "3 h 12 min", "45 s", "120 ms": two units at most, for people. */
 void clock_format_duration(nsec_t duration_ns, char text[CLOCK_TEXT_SIZE]);

@@ -107,37 +107,6 @@ int verb_keep(struct ctl *ctl, const struct args *args)
 	return code;
 }
 
-int verb_verify(struct ctl *ctl, const struct args *args)
-{
-	json_t *parameters = args->positional_count > 0
-		? json_pack("{s:s}", "id", args->positional[0])
-		: json_object();
-	AUTO_JSON reply = NULL;
-	int code = ctl_call(ctl, "Verify", parameters, 0.0, &reply);
-	size_t i, bad = 0;
-	const json_t *result;
-
-	if (code != CTL_OK)
-		return code;
-	const json_t *results = json_object_get(reply, "results");
-	json_array_foreach(results, i, result)
-	{
-		bool ok = json_get_bool(result, "ok", false);
-
-		bad += !ok;
-		if (ctl->json)
-			continue;
-		print_clean(ctl, "", json_get_text(result, "id", "?"), ok ? "  ok" : "  BAD");
-		const char *text = json_get_text(result, "text", "");
-		print_clean(ctl, text[0] != '\0' ? "  " : "", text, "\n");
-	}
-	if (ctl->json)
-		ctl_print_json(ctl, reply);
-	else if (json_array_size(results) == 0)
-		fprintf(ctl->out, "there is no checkpoint to verify\n");
-	return bad == 0 ? CTL_OK : CTL_FAILED;
-}
-
 int verb_reload(struct ctl *ctl, const struct args *args)
 {
 	AUTO_JSON reply = NULL;

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-int pick_file(const char *path, struct checkpoint_info *ret, struct error *err)
+int pick_dir(const char *path, const char **ret_name, struct error *err)
 {
 	const char *slash = strrchr(path, '/');
 	char dir[4096] = ".";
@@ -22,9 +22,19 @@ int pick_file(const char *path, struct checkpoint_info *ret, struct error *err)
 		memcpy(dir, path, (size_t)(slash - path) + 1);
 		dir[slash - path + 1] = '\0';
 	}
+	*ret_name = slash != NULL ? slash + 1 : path;
 	int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int fd = dir_fd < 0 ? error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno))
-			    : checkpoint_open(dir_fd, slash != NULL ? slash + 1 : path, ret, err);
+	if (dir_fd < 0)
+		return error_set(err, -errno, "cannot open %s: %s", dir, strerror(errno));
+	return dir_fd;
+}
+
+int pick_file(const char *path, struct checkpoint_info *ret, struct error *err)
+{
+	const char *name;
+	int dir_fd = pick_dir(path, &name, err);
+	int fd = dir_fd < 0 ? dir_fd : checkpoint_open(dir_fd, name, ret, err);
+
 	if (dir_fd >= 0)
 		close(dir_fd);
 	return fd;

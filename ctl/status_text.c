@@ -1,6 +1,7 @@
 /* The daemon's status as a person reads it. */
 #include "ctl/status_text.h"
 
+#include "base/clock.h"
 #include "ctl/text.h"
 
 #include <inttypes.h>
@@ -80,6 +81,17 @@ static void read_machine(const json_t *status, struct look *ret)
 	CLEAN(json_object_get(status, "config"), "text", ret->config_text);
 }
 
+static void read_scrub(const json_t *scrub, struct look *ret)
+{
+	ret->scrubbing = json_get_bool(scrub, "running", false);
+	CLEAN(scrub, "checkpoint", ret->scrub_id);
+	CLEAN(scrub, "finished_at", ret->scrub_finished);
+	CLEAN(scrub, "next_due", ret->scrub_due);
+	ret->scrub_done = count_of(scrub, "bytes_done");
+	ret->scrub_total = count_of(scrub, "bytes_total");
+	ret->scrub_corrupt = count_of(scrub, "corrupt");
+}
+
 void look_read(const json_t *status, struct look *ret)
 {
 	const json_t *warnings = json_object_get(status, "warnings");
@@ -101,6 +113,7 @@ void look_read(const json_t *status, struct look *ret)
 	read_processes(status, ret);
 	read_checkpoints(status, ret);
 	read_machine(status, ret);
+	read_scrub(json_object_get(status, "scrub"), ret);
 	for (size_t i = 0; i < json_array_size(warnings) && ret->warning_count < LOOK_WARNINGS_MAX;
 		i++) {
 		const char *text = json_string_value(json_array_get(warnings, i));
@@ -205,6 +218,36 @@ static void fact_checkpoint(const struct look *look, char *text, bool *bad)
 	}
 }
 
+/* How far a time of the status is away. */
+static struct number distance(const char *utc, int sign)
+{
+	double away = (double)(clock_parse_utc(utc) - clock_wall_ns()) / 1e9 * sign;
+
+	return seconds(away > 0 ? away : 0);
+}
+
+static void fact_scrub(const struct look *look, char *text, bool *bad)
+{
+	int used = 0;
+
+	*bad = look->scrub_corrupt > 0;
+	if (*bad)
+		used += snprintf(
+			text, LOOK_LINE_MAX, "%" PRId64 " kept corrupt; ", look->scrub_corrupt);
+	if (look->scrubbing)
+		used += snprintf(text + used, (size_t)(LOOK_LINE_MAX - used),
+			"reading %s, %s of %s", look->scrub_id, bytes(look->scrub_done).text,
+			bytes(look->scrub_total).text);
+	else if (look->scrub_finished[0] != '\0')
+		used += snprintf(text + used, (size_t)(LOOK_LINE_MAX - used),
+			"all was read again %s ago", distance(look->scrub_finished, -1).text);
+	else
+		used += snprintf(text + used, (size_t)(LOOK_LINE_MAX - used), "none yet");
+	if (!look->scrubbing && look->scrub_due[0] != '\0')
+		snprintf(text + used, (size_t)(LOOK_LINE_MAX - used), ", next in %s",
+			distance(look->scrub_due, 1).text);
+}
+
 static void fact_restarts(const struct look *look, char *text, bool *bad)
 {
 	int used = snprintf(text, LOOK_LINE_MAX, "%s", count(look->restarts).text);
@@ -293,6 +336,7 @@ static const struct {
 	{"loss", fact_loss},
 	{"speed", fact_speed},
 	{"checkpoint", fact_checkpoint},
+	{"scrub", fact_scrub},
 	{"restarts", fact_restarts},
 	{"preview", fact_preview},
 	{"engine", fact_engine},
@@ -309,6 +353,9 @@ static bool fact_applies(const struct look *look, int i)
 {
 	if (facts[i].write == fact_preview)
 		return look->preview_path[0] != '\0';
+	if (facts[i].write == fact_scrub)
+		return look->scrubbing || look->scrub_corrupt > 0 ||
+			look->scrub_finished[0] != '\0' || look->scrub_due[0] != '\0';
 	if (facts[i].write == fact_engine)
 		return look->engine[0] != '\0';
 	if (facts[i].write == fact_slots)

@@ -29,6 +29,9 @@ struct look {
 	int64_t saver_step;
 	double save_last_ms, save_next_seconds, stall_max_ms;
 	char save_error[256];
+	bool scrubbing;
+	char scrub_id[48], scrub_finished[40], scrub_due[40];
+	int64_t scrub_done, scrub_total, scrub_corrupt;
 	int64_t slots, slot_bytes;
 	char slots_text[200];
 	char engine[64], engine_reason[200];

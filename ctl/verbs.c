@@ -39,8 +39,12 @@ static const struct verb verbs[] = {
 		"Goes on from checkpoint ID (the one before the newest) on a new branch."},
 	{"keep", "ID [--off]", "off", 1, 1, verb_keep,
 		"Keeps checkpoint ID whatever retention says, until --off."},
-	{"verify", "[ID] [--json]", "", 0, 1, verb_verify,
-		"Reads a checkpoint (all of them) again and compares it with its digest."},
+	{"verify", "[ID | FILE... | --all] [--json]", "all", 0, ARGS_MAX, verb_verify,
+		"Reads a checkpoint (all of them) again and compares it with its digests; a FILE "
+		"needs no daemon."},
+	{"scrub", "[--wait] [--json]", "w|wait", 0, 0, verb_scrub,
+		"Reads all that is kept again in the background, at the pace of scrub_rate; --wait "
+		"returns when it is done."},
 	{"sample",
 		"[--count N] [--out FILE.png] [--steps N] [--seed N] [--class N] [--guidance G]\n"
 		"              [--sampler ddim|ddpm] [--checkpoint ID]",

@@ -38,11 +38,13 @@ int verb_resume(struct ctl *ctl, const struct args *args);
 int verb_stop(struct ctl *ctl, const struct args *args);
 int verb_rollback(struct ctl *ctl, const struct args *args);
 int verb_keep(struct ctl *ctl, const struct args *args);
-int verb_verify(struct ctl *ctl, const struct args *args);
 int verb_sample(struct ctl *ctl, const struct args *args);
 int verb_reload(struct ctl *ctl, const struct args *args);
 int verb_power_fail(struct ctl *ctl, const struct args *args);
 int verb_power_ok(struct ctl *ctl, const struct args *args);
+/* verify.c */
+int verb_verify(struct ctl *ctl, const struct args *args);
+int verb_scrub(struct ctl *ctl, const struct args *args);
 /* inspect.c, export.c, init.c, run.c: here, with the caller's rights */
 int verb_inspect(struct ctl *ctl, const struct args *args);
 int verb_export(struct ctl *ctl, const struct args *args);

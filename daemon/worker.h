@@ -24,6 +24,7 @@ int worker_train(struct worker *worker);
 int worker_save(struct worker *worker);
 int worker_sample(struct worker *worker);
 int worker_verify(struct worker *worker);
+int worker_scrub(struct worker *worker);
 
 /* Says why in a `failed` frame and returns code. */
 int worker_fail(struct worker *worker, enum link_exit code, const char *fmt, ...)
@@ -40,3 +41,5 @@ void worker_report(
 void worker_set_threads(const struct worker *worker);
 /* For processes beside the trainer: nice 10 and the lowest best-effort I/O priority. */
 void worker_step_back(void);
+/* Besides: the disk only when nobody else wants it. */
+void worker_idle_io(void);

@@ -26,6 +26,7 @@ static const struct {
 	{"save", worker_save},
 	{"sample", worker_sample},
 	{"verify", worker_verify},
+	{"scrub", worker_scrub},
 };
 #define ROLE_COUNT (sizeof(roles) / sizeof(roles[0]))
 

@@ -5,11 +5,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+enum { IOPRIO_WHO_SELF = 1, BEST_EFFORT_LOWEST = 2 << 13 | 7, IDLE = 3 << 13 };
+
+/* Politeness: where it is refused, the work is done all the same. */
 void worker_step_back(void)
 {
-	enum { IOPRIO_WHO_SELF = 1, BEST_EFFORT_LOWEST = 2 << 13 | 7 };
-
-	/* Politeness: where it is refused, the work is done all the same. */
 	(void)setpriority(PRIO_PROCESS, 0, 10);
 	(void)syscall(SYS_ioprio_set, IOPRIO_WHO_SELF, 0, BEST_EFFORT_LOWEST);
+}
+
+void worker_idle_io(void)
+{
+	(void)syscall(SYS_ioprio_set, IOPRIO_WHO_SELF, 0, IDLE);
 }

@@ -1,115 +1,118 @@
-/* The role `verify`: reads checkpoints whole and compares them with their digests. What it finds
- * goes into the catalog and to whoever asked. */
-#include "base/file.h"
-#include "base/sys.h"
+/* The roles `verify` (on request, as fast as it goes) and `scrub` (all that is kept, at a pace, the
+ * oldest first): checkpoints are read whole and compared with their digests. What is found goes
+ * into the catalog and to the supervisor. `stop` ends both between two chunks. */
 #include "daemon/worker.h"
-#include "store/catalog.h"
-#include "store/checkpoint.h"
+#include "store/scrub.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-static int read_whole(
-	const struct worker *worker, int checkpoints_fd, const char *id, struct error *err)
-{
-	char name[CHECKPOINT_ID_SIZE + sizeof(CHECKPOINT_SUFFIX)];
-	struct checkpoint_info info;
-	int fd, r;
+#define MIB 1048576.0
+#define PROGRESS_NS (500 * NSEC_PER_MSEC)
 
-	snprintf(name, sizeof(name), "%s" CHECKPOINT_SUFFIX, id);
-	fd = checkpoint_open(checkpoints_fd, name, &info, err);
-	if (fd < 0)
-		return fd;
-	r = checkpoint_read(fd, &info, NULL, NULL, worker->start.threads, NULL, err);
-	checkpoint_info_fini(&info);
-	sys_close(fd);
-	return r;
+struct reading {
+	struct worker *worker;
+	struct scrub_pace pace;
+	char id[CHECKPOINT_ID_SIZE];
+	uint64_t done_bytes, total_bytes; /* before this one */
+	uint64_t read_bytes;              /* of this one */
+	nsec_t told_ns;
+};
+
+static int tell_progress(struct reading *reading)
+{
+	reading->told_ns = clock_monotonic_ns();
+	return worker_link_send(&reading->worker->link,
+		json_pack("{s:{s:s,s:I,s:I}}", "scrub", "id", reading->id, "bytes_done",
+			(json_int_t)(reading->done_bytes + reading->read_bytes), "bytes_total",
+			(json_int_t)reading->total_bytes));
 }
 
-static enum checkpoint_state state_of_result(int r)
+static void begin(void *context, const char *id, uint64_t done_bytes, uint64_t total_bytes)
 {
-	switch (-r) {
-	case 0:
-		return CHECKPOINT_VERIFIED;
-	case EBADMSG:
-		return CHECKPOINT_CORRUPT;
-	case EPROTONOSUPPORT:
-		return CHECKPOINT_REFUSED;
-	case ENOENT:
-		return CHECKPOINT_MISSING;
-	default:
-		return CHECKPOINT_UNREADABLE;
-	}
+	struct reading *reading = context;
+
+	memset(reading->id, 0, sizeof(reading->id));
+	strncpy(reading->id, id, sizeof(reading->id) - 1);
+	reading->done_bytes = done_bytes;
+	reading->total_bytes = total_bytes;
+	reading->read_bytes = 0;
+	(void)tell_progress(reading);
 }
 
-/* 0, or an exit code when the answer could not be given. */
-static int verify_one(struct worker *worker, struct catalog *catalog, int checkpoints_fd,
-	const struct catalog_row *row)
+/* Waits for its turn with an ear on the link. */
+static int pass(void *context, uint64_t bytes)
 {
-	struct error err = {{0}}, catalog_err;
-	int r = read_whole(worker, checkpoints_fd, row->id, &err);
-	enum checkpoint_state state = state_of_result(r);
-
-	/* A match is written down each time: the row says when the last one was. */
-	if ((state != row->state || state == CHECKPOINT_VERIFIED) &&
-		catalog_set_state(catalog, row->id, state, r < 0 ? err.text : "", &catalog_err) < 0)
-		worker_event(
-			&worker->link, "catalog", "warning", row->step, "%s", catalog_err.text);
-	r = worker_link_send(&worker->link,
-		json_pack("{s:{s:s,s:b,s:s}}", "verified", "id", row->id, "ok",
-			(int)(state == CHECKPOINT_VERIFIED), "text",
-			r < 0 ? err.text : "every byte matches its digest"));
-	return r < 0 ? LINK_EXIT_FAILED : 0;
-}
-
-static bool is_asked(const struct worker *worker, const struct catalog_row *row)
-{
-	if (*worker->start.id)
-		return strcmp(row->id, worker->start.id) == 0;
-	return row->state != CHECKPOINT_DELETED && row->state != CHECKPOINT_MISSING;
-}
-
-static int verify_rows(struct worker *worker, struct catalog *catalog, int checkpoints_fd)
-{
-	struct catalog_row *rows = NULL;
-	uint32_t count, bad, asked = 0;
+	struct reading *reading = context;
+	struct worker_link *link = &reading->worker->link;
+	nsec_t now_ns = clock_monotonic_ns();
+	nsec_t until_ns = now_ns + scrub_pace_wait_ns(&reading->pace, now_ns, bytes);
 	struct error err;
-	int r = catalog_list(catalog, &rows, &count, &bad, &err);
 
-	if (r < 0)
-		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
-	for (uint32_t i = 0; i < count && r == 0; i++)
-		if (is_asked(worker, &rows[i])) {
-			r = verify_one(worker, catalog, checkpoints_fd, &rows[i]);
-			asked++;
-		}
-	free(rows);
-	if (r == 0 && asked == 0 && *worker->start.id)
-		return worker_fail(
-			worker, LINK_EXIT_FAILED, "there is no checkpoint %s", worker->start.id);
-	return r;
+	do {
+		int wait_ms = (int)((until_ns - now_ns) / NSEC_PER_MSEC);
+
+		if (worker_link_poll(link, wait_ms, &err) < 0 || link->stop)
+			return -ECANCELED;
+		now_ns = clock_monotonic_ns();
+	} while (now_ns + NSEC_PER_MSEC < until_ns);
+	reading->read_bytes += bytes;
+	if (now_ns - reading->told_ns >= PROGRESS_NS && tell_progress(reading) < 0)
+		return -ECANCELED;
+	return 0;
+}
+
+static int result(void *context, const struct scrub_result *result)
+{
+	struct reading *reading = context;
+	bool ok = result->state == CHECKPOINT_VERIFIED;
+
+	/* A supervisor that is gone takes the worker with it. */
+	return worker_link_send(&reading->worker->link,
+		json_pack("{s:{s:s,s:b,s:s,s:s,s:I}}", "verified", "id", result->id, "ok", ok,
+			"state", checkpoint_state_name(result->state), "text",
+			ok ? "every byte matches its digest" : result->text, "bytes",
+			(json_int_t)result->bytes));
+}
+
+static void report(
+	void *context, const char *kind, const char *level, uint64_t step, const char *text)
+{
+	struct reading *reading = context;
+
+	worker_report(reading->worker, kind, level, step, text);
+}
+
+static int read_all(struct worker *worker, double rate_mib)
+{
+	struct reading reading = {
+		.worker = worker, .pace = {.rate_bytes = (uint64_t)(rate_mib * MIB)}};
+	const struct checkpoint_gate gate = {pass, &reading};
+	const struct scrub_options options = {.id = worker->start.id,
+		.threads = worker->start.threads,
+		.gate = &gate,
+		.begin = begin,
+		.result = result,
+		.report = report,
+		.context = &reading};
+	struct error err;
+	int r = scrub_run(
+		worker->start.run_dir, worker->run_fd, worker->start.run_id, &options, &err);
+
+	if (r == -ECANCELED)
+		return worker_fail(worker, LINK_EXIT_FAILED, "stopped before all were read");
+	return r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err) : 0;
 }
 
 int worker_verify(struct worker *worker)
 {
-	struct catalog *catalog;
-	struct error err;
-	int r, dir;
-
 	worker_step_back();
-	r = catalog_open(worker->start.run_dir, CATALOG_WRITE, &catalog, &err);
-	if (r < 0)
-		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
-	dir = file_open_dir(worker->run_fd, "checkpoints", 0750);
-	if (dir < 0)
-		r = worker_fail(worker, LINK_EXIT_FAILED, "cannot open %s/checkpoints: %s",
-			worker->start.run_dir, strerror(-dir));
-	else
-		r = verify_rows(worker, catalog, dir);
-	if (dir >= 0)
-		sys_close(dir);
-	catalog_close(catalog);
-	return r;
+	return read_all(worker, 0);
+}
+
+int worker_scrub(struct worker *worker)
+{
+	worker_step_back();
+	worker_idle_io();
+	return read_all(worker, worker->start.config.scrub_rate);
 }

@@ -13,10 +13,12 @@
  *   role save adds   "attempt": N, "foreground": bool (normal priority, all cores),
  *                    "copy": bool (training waits for the slot: copy it first)
  *   role verify adds "id": text ("" = all kept ones)
+ *   role scrub reads all kept ones, at the configured pace
  *   role sample adds "id": text, "count": N, "steps": N, "seed": N, "label": N (-1 none),
  *                    "guidance": real, "sampler": "ddim"|"ddpm", "name": file name under previews/
  * Then to a trainer, at any time:
  *   {"stop": {}}                 end after the step that runs; exit code LINK_EXIT_DONE
+ *                                (verify, scrub: soon, with LINK_EXIT_FAILED)
  *   {"reload": {"config": {...}}}  take changed schedule and free keys between two steps
  *
  * Worker to supervisor:
@@ -35,7 +37,8 @@
  *   {"saved": {"id", "step", "branch", "root", "path", "bytes", "readback": "direct"|"cache",
  *              "catalogued": bool, "already": bool, "over_bytes": beyond keep_bytes,
  *              "stale": the weights of the one before, "ms_write", "ms_total"}}    save
- *   {"verified": {"id", "ok": bool, "text"}}                                       verify, each
+ *   {"scrub": {"id": begun, "bytes_done", "bytes_total"}}         verify, scrub: now and then
+ *   {"verified": {"id", "ok": bool, "state", "text", "bytes"}}    verify, scrub: each
  *   {"sampled": {"path", "id", "step"}}                                            sample
  *   {"failed": {"text": one line}}  before any exit other than DONE
  */

@@ -444,8 +444,8 @@ static void info_init(struct checkpoint_info *info)
 	tensor_table_init(&info->table);
 }
 
-int checkpoint_open(
-	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err)
+static int open_file(int checkpoints_fd, const char *file_name, bool past_cache,
+	struct checkpoint_info *ret, struct error *err)
 {
 	int fd, rc;
 
@@ -455,6 +455,8 @@ int checkpoint_open(
 		checkpoints_fd, file_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0);
 	if (fd < 0)
 		return error_set(err, fd, "%s: cannot open: %s", file_name, strerror(-fd));
+	if (past_cache)
+		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 	rc = open_checked(checkpoints_fd, fd, file_name, ret, err);
 	if (rc == -EBADMSG || rc == -ENODATA) {
 		/* A verdict about bytes is asked for twice, the second time past the cache: the
@@ -474,4 +476,16 @@ int checkpoint_open(
 		return rc;
 	}
 	return fd;
+}
+
+int checkpoint_open(
+	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err)
+{
+	return open_file(checkpoints_fd, file_name, false, ret, err);
+}
+
+int checkpoint_open_past_cache(
+	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err)
+{
+	return open_file(checkpoints_fd, file_name, true, ret, err);
 }

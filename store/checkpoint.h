@@ -58,10 +58,28 @@ void checkpoint_info_fini(struct checkpoint_info *info);
 int checkpoint_open(
 	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err);
 
+/* The same, and the header is read from the device: what is asked for by whoever wants to know what
+ * lies there, not what once was read. */
+int checkpoint_open_past_cache(
+	int checkpoints_fd, const char *file_name, struct checkpoint_info *ret, struct error *err);
+
 /* Reads the block while hashing in parallel (threads; 0 = all); block may be NULL to verify only.
  * Fills sums when not NULL. moves (may be NULL) counts each MiB. -EBADMSG: digest mismatch. */
 int checkpoint_read(int fd, const struct checkpoint_info *info, void *block, uint64_t *sums,
 	uint32_t threads, _Atomic uint64_t *moves, struct error *err);
+/* Sums of the whole block against those of the record and of the header. -EBADMSG. */
+int checkpoint_check_sums(
+	const struct checkpoint_info *info, const uint64_t *sums, struct error *err);
+/* Asked before each chunk, by one thread at a time. It may wait, and all wait with it: the pace.
+ * Not 0 ends the reading, which then gives this. */
+struct checkpoint_gate {
+	int (*pass)(void *context, uint64_t bytes);
+	void *context;
+};
+/* All that can be checked of the data, read past the cache: each chunk, and the sums. gate may be
+ * NULL. */
+int checkpoint_verify(int fd, const struct checkpoint_info *info, uint32_t threads,
+	const struct checkpoint_gate *gate, struct error *err);
 /* One section only (sampling, export): its chunks are verified whole. data holds section_bytes. */
 int checkpoint_read_section(int fd, const struct checkpoint_info *info, enum section section,
 	float *data, uint32_t threads, struct error *err);

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <omp.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,8 +26,10 @@ struct reading {
 	/* A section of it: these bytes of the block go to data. */
 	uint64_t begin, end;
 	uint8_t *data;
-	sem_t hashing; /* permits */
-	int flags;     /* of fd, as it came */
+	sem_t hashing;                      /* permits */
+	int flags;                          /* of fd, as it came */
+	const struct checkpoint_gate *gate; /* NULL: open */
+	pthread_mutex_t gate_mutex;
 	struct chunk_error error;
 };
 
@@ -64,12 +67,28 @@ static int read_matching(struct reading *reading, uint32_t chunk, uint8_t *data,
 	return digest_equal(&digest, &info->chunks[chunk]) ? 0 : -EBADMSG;
 }
 
+static int pass_gate(struct reading *reading)
+{
+	int rc;
+
+	if (reading->gate == NULL)
+		return 0;
+	CHECK(pthread_mutex_lock(&reading->gate_mutex) == 0);
+	rc = reading->gate->pass(reading->gate->context, CHECKPOINT_CHUNK_BYTES);
+	CHECK(pthread_mutex_unlock(&reading->gate_mutex) == 0);
+	return rc;
+}
+
 /* A verdict about bytes is asked for twice, the second time past the cache: the fault may have been
  * in the reading. */
 static int read_chunk(struct reading *reading, uint32_t chunk, uint8_t *data)
 {
 	uint64_t sums[CHUNK_SEALS];
-	int rc = read_matching(reading, chunk, data, sums);
+	int rc = pass_gate(reading);
+
+	if (rc < 0)
+		return rc;
+	rc = read_matching(reading, chunk, data, sums);
 
 	if (rc == -EBADMSG) {
 		posix_fadvise(reading->fd, 0, 0, POSIX_FADV_DONTNEED);
@@ -114,11 +133,13 @@ static int read_chunks(struct reading *reading,
 	uint32_t hash_threads = threads > 0 ? threads : (uint32_t)omp_get_max_threads();
 
 	CHECK(sem_init(&reading->hashing, 0, hash_threads) == 0);
+	CHECK(pthread_mutex_init(&reading->gate_mutex, NULL) == 0);
 	reading->flags = fcntl(reading->fd, F_GETFL);
 	set_direct(reading, (uintptr_t)reading->block % CHECKPOINT_DATA_ALIGN == 0);
 	chunk_flow_start(&flow, hash_threads + CHUNK_IO_DEPTH - 1);
 	chunk_flow_finish(&flow);
 	set_direct(reading, false);
+	pthread_mutex_destroy(&reading->gate_mutex);
 	sem_destroy(&reading->hashing);
 	return explain(reading, err);
 }
@@ -143,6 +164,40 @@ int checkpoint_read(int fd, const struct checkpoint_info *info, void *block, uin
 	if (block == NULL)
 		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 	return read_chunks(&reading, read_whole, 0, info->chunk_count - 1, threads, err);
+}
+
+int checkpoint_check_sums(
+	const struct checkpoint_info *info, const uint64_t *sums, struct error *err)
+{
+	uint64_t count = info->block_bytes / SEAL_CHUNK_BYTES;
+	struct digest digest = digest_of(sums, count * sizeof(uint64_t)), weights;
+
+	if (!digest_equal(&digest, &info->record.sums_digest))
+		return error_set(
+			err, -EBADMSG, "%s: its data are not those of its record", info->id);
+	weights = checkpoint_weights_digest(&info->table, sums);
+	if (info->has_weights_digest && !digest_equal(&weights, &info->weights_digest))
+		return error_set(
+			err, -EBADMSG, "%s: its weights are not those of its header", info->id);
+	return 0;
+}
+
+int checkpoint_verify(int fd, const struct checkpoint_info *info, uint32_t threads,
+	const struct checkpoint_gate *gate, struct error *err)
+{
+	uint64_t *sums = calloc(info->chunk_count, CHUNK_SEALS * sizeof(uint64_t));
+	struct reading reading = {.fd = fd, .info = info, .sums = sums, .gate = gate};
+	int rc;
+
+	CHECK(info->chunk_count > 0);
+	if (sums == NULL)
+		return error_set(err, -ENOMEM, "no memory for the sums of %s", info->id);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	rc = read_chunks(&reading, read_whole, 0, info->chunk_count - 1, threads, err);
+	if (rc == 0)
+		rc = checkpoint_check_sums(info, sums, err);
+	free(sums);
+	return rc;
 }
 
 /* The part of the chunk that lies in [begin, end) goes to data, which stands for begin. */

@@ -62,6 +62,7 @@ enum statement {
 	EVENT_LIST,
 	METRIC_COUNT,
 	METRIC_LIST,
+	LAST_EVENT,
 	LAST_DEATH,
 	STATEMENT_COUNT
 };
@@ -94,6 +95,8 @@ static const char *const statement_sql[STATEMENT_COUNT] = {
 	[METRIC_LIST] = "SELECT * FROM (SELECT *, row_number() OVER (ORDER BY step DESC, kind) - 1"
 			" AS place FROM (" METRIC_NEWEST_BRANCH ")) WHERE place % ?3 = 0"
 			" ORDER BY step, kind",
+	[LAST_EVENT] = "SELECT id, wall_ns, kind, level, step, text FROM event WHERE kind = ?1"
+		       " ORDER BY id DESC LIMIT 1",
 	[LAST_DEATH] = "SELECT ended_ns, role, cause, phase, step_ended, sentence, stderr_tail"
 		       " FROM attempt WHERE ended_ns IS NOT NULL AND planned = 0"
 		       " ORDER BY id DESC LIMIT 1",
@@ -582,13 +585,27 @@ int history_metrics_json(struct history *history, uint64_t after_step, const cha
 	return rows_json(history, METRIC_LIST, metric_json, ret, err);
 }
 
-int history_last_death_json(struct history *history, json_t **ret, struct error *err)
+/* The only row, or null. */
+static int row_json(struct history *history, enum statement statement,
+	json_t *(*make)(sqlite3_stmt *statement), json_t **ret, struct error *err)
 {
 	AUTO_JSON rows = NULL;
-	int rc = rows_json(history, LAST_DEATH, death_json, &rows, err);
+	int rc = rows_json(history, statement, make, &rows, err);
 
 	if (rc < 0)
 		return rc;
 	*ret = json_array_size(rows) > 0 ? json_incref(json_array_get(rows, 0)) : json_null();
 	return 0;
+}
+
+int history_last_event_json(
+	struct history *history, const char *kind, json_t **ret, struct error *err)
+{
+	sqlite3_bind_text(history->statements[LAST_EVENT], 1, kind, -1, SQLITE_TRANSIENT);
+	return row_json(history, LAST_EVENT, event_json, ret, err);
+}
+
+int history_last_death_json(struct history *history, json_t **ret, struct error *err)
+{
+	return row_json(history, LAST_DEATH, death_json, ret, err);
 }

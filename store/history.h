@@ -46,10 +46,12 @@ int history_metrics(
 
 /* Answers for the methods: arrays of objects as in the varlink interface, oldest first; new
  * references. Events: the newest `limit` of those after this id. Metrics: when there are more than
- * `limit`, every n-th, always with the newest; of one step the newest branch. The last death is
- * null when there was none. */
+ * `limit`, every n-th, always with the newest; of one step the newest branch. The last
+ * event of a kind and the last death are null when there was none. */
 int history_events_json(
 	struct history *history, int64_t after, uint32_t limit, json_t **ret, struct error *err);
 int history_metrics_json(struct history *history, uint64_t after_step, const char *kind,
 	uint32_t limit, json_t **ret, struct error *err);
+int history_last_event_json(
+	struct history *history, const char *kind, json_t **ret, struct error *err);
 int history_last_death_json(struct history *history, json_t **ret, struct error *err);

@@ -9,9 +9,12 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #define RESERVE_NAME "reserve"
 #define RESERVE_BYTES (1 << 20)
+#define READ_TRIES 3
+#define RETRY_MS 100
 
 int recovery_folder_open(int run_fd, struct recovery_folder *ret, struct error *err)
 {
@@ -50,6 +53,23 @@ enum checkpoint_state recovery_state_of(int error)
 	default:
 		return CHECKPOINT_UNREADABLE;
 	}
+}
+
+int recovery_try(int (*once)(void *context, struct error *err), void *context, struct error *err)
+{
+	int rc = 0;
+
+	for (int try = 1; try <= READ_TRIES; try++) {
+		const struct timespec pause = {.tv_nsec = RETRY_MS * 1000000L * try};
+
+		rc = once(context, err);
+		if (rc == 0 || rc == -EBADMSG || rc == -EPROTONOSUPPORT || rc == -ENOENT ||
+			rc == -ECANCELED)
+			return rc;
+		if (try < READ_TRIES)
+			nanosleep(&pause, NULL);
+	}
+	return rc;
 }
 
 bool recovery_is_ours(int error)

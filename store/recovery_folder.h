@@ -20,6 +20,9 @@ void recovery_folder_close(struct recovery_folder *folder);
 
 /* What an error of checkpoint_open or checkpoint_read means for the file. */
 enum checkpoint_state recovery_state_of(int error);
+/* Reads until there is a verdict about the bytes or nothing there, three times at most: anything
+ * else may pass. */
+int recovery_try(int (*once)(void *context, struct error *err), void *context, struct error *err);
 /* Errors of this process, not of the file: nothing may be concluded from them. */
 bool recovery_is_ours(int error);
 

@@ -8,10 +8,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-
-#define READ_TRIES 3
-#define RETRY_MS 100
 
 struct loading {
 	const char *run_dir;
@@ -40,26 +36,6 @@ static int check_identity(
 	return 0;
 }
 
-/* The record carries the digest of the sums of exactly this block. */
-static int check_sums(
-	const struct loading *loading, const struct checkpoint_info *info, struct error *err)
-{
-	uint64_t count = info->block_bytes / SEAL_CHUNK_BYTES;
-	struct digest digest, weights;
-
-	if (loading->sums == NULL)
-		return 0;
-	digest = digest_of(loading->sums, count * sizeof(uint64_t));
-	if (!digest_equal(&digest, &info->record.sums_digest))
-		return error_set(
-			err, -EBADMSG, "%s: its data are not those of its record", info->id);
-	weights = checkpoint_weights_digest(&info->table, loading->sums);
-	if (info->has_weights_digest && !digest_equal(&weights, &info->weights_digest))
-		return error_set(
-			err, -EBADMSG, "%s: its weights are not those of its header", info->id);
-	return 0;
-}
-
 static int read_once(const struct loading *loading, const char *name, struct checkpoint_info *ret,
 	struct error *err)
 {
@@ -72,30 +48,25 @@ static int read_once(const struct loading *loading, const char *name, struct che
 	if (rc == 0)
 		rc = checkpoint_read(fd, ret, loading->block, loading->sums, loading->threads,
 			loading->moves, err);
-	if (rc == 0)
-		rc = check_sums(loading, ret, err);
+	if (rc == 0 && loading->sums != NULL)
+		rc = checkpoint_check_sums(ret, loading->sums, err);
 	sys_close(fd);
 	if (rc < 0)
 		checkpoint_info_fini(ret);
 	return rc;
 }
 
-/* A verdict about the bytes stands at once; anything else may pass. */
-static int read_retrying(const struct loading *loading, const char *name,
-	struct checkpoint_info *ret, struct error *err)
+struct reading {
+	const struct loading *loading;
+	const char *name;
+	struct checkpoint_info *info;
+};
+
+static int read_again(void *context, struct error *err)
 {
-	int rc = 0;
+	struct reading *reading = context;
 
-	for (int try = 1; try <= READ_TRIES; try++) {
-		const struct timespec pause = {.tv_nsec = RETRY_MS * 1000000L * try};
-
-		rc = read_once(loading, name, ret, err);
-		if (rc == 0 || rc == -EBADMSG || rc == -EPROTONOSUPPORT || rc == -ENOENT)
-			return rc;
-		if (try < READ_TRIES)
-			nanosleep(&pause, NULL);
-	}
-	return rc;
+	return read_once(reading->loading, reading->name, reading->info, err);
 }
 
 /* -- marks -- */
@@ -178,7 +149,8 @@ static int walk(struct loading *loading, struct checkpoint_info *ret, struct err
 
 	for (; file != NULL; file = next) {
 		struct error why = {{0}};
-		int rc = read_retrying(loading, file->name, ret, &why);
+		struct reading reading = {loading, file->name, ret};
+		int rc = recovery_try(read_again, &reading, &why);
 
 		if (rc == 0) {
 			mark_verified(loading, file, ret);

@@ -14,6 +14,7 @@
 #include "store/history.h"
 #include "store/line.h"
 #include "store/run.h"
+#include "store/scrub.h"
 #include "supervisor/restart.h"
 
 #include <limits.h>
@@ -112,8 +113,9 @@ struct survey {
 	struct line line;
 	uint32_t count; /* verified on the line, at most RESTART_STEPS_MAX, greatest step first */
 	uint64_t steps[RESTART_STEPS_MAX];
-	bool left_behind; /* a verified suspect one exists */
-	bool unread;      /* one on the line is only `found` */
+	bool left_behind;     /* a verified suspect one exists */
+	bool unread;          /* one on the line is only `found` */
+	struct scrub_age age; /* of all that are kept */
 	bool has_newest;
 	struct catalog_row newest; /* verified, on the line */
 };
@@ -196,6 +198,7 @@ struct query_job {
 		QUERY_EVENTS,
 		QUERY_METRICS,
 		QUERY_LAST_DEATH,
+		QUERY_LAST_EVENT, /* of this kind, or null */
 	} query;
 	bool all;
 	int64_t after;

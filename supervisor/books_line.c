@@ -66,6 +66,7 @@ static void make_survey(struct view *view, struct survey *ret)
 	for (uint32_t i = 0; i < view->count; i++) {
 		const struct catalog_row *row = &view->rows[i];
 
+		scrub_age_add(&ret->age, row);
 		if (row->state == CHECKPOINT_FOUND && row_on_line(view, row))
 			ret->unread = true;
 		if (!row_verified(row))
@@ -299,6 +300,10 @@ void books_query_work(struct ledger_job *job, void *room)
 		break;
 	case QUERY_LAST_DEATH:
 		job->result = history_last_death_json(history, &query->answer, &job->error);
+		break;
+	case QUERY_LAST_EVENT:
+		job->result = history_last_event_json(
+			history, query->kind, &query->answer, &job->error);
 		break;
 	case QUERY_CHECKPOINTS:
 		PANIC("answered above");

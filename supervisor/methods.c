@@ -217,6 +217,14 @@ static void method_verify(struct supervisor *sup, struct call *call)
 		verify_start(sup, call, id);
 }
 
+static void method_scrub(struct supervisor *sup, struct call *call)
+{
+	bool wait;
+
+	if (take_bool(call, "wait", &wait))
+		scrub_request(sup, call, wait);
+}
+
 static void method_keep(struct supervisor *sup, struct call *call)
 {
 	const char *id;
@@ -303,6 +311,7 @@ static const struct method methods[] = {
 	{"Rollback", true, true, method_rollback},
 	{"Keep", true, true, method_keep},
 	{"Verify", true, true, method_verify},
+	{"Scrub", true, true, method_scrub},
 	{"Sample", true, true, method_sample},
 	{"Reload", true, false, method_reload},
 	{"PowerFail", true, true, method_power_fail},

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LOCK_POLL_NS (200 * NSEC_PER_MSEC)
@@ -19,15 +18,6 @@
 #define RUN_POLL_NS (2 * NSEC_PER_SEC)
 #define PREPARE_RETRY_NS (1 * NSEC_PER_SEC)
 #define PREPARE_RETRY_MAX_NS (300 * NSEC_PER_SEC)
-
-static nsec_t parse_utc(const char *text)
-{
-	struct tm parts = {0};
-
-	if (!strptime(text, "%Y-%m-%dT%H:%M:%S", &parts))
-		return clock_wall_ns();
-	return (nsec_t)timegm(&parts) * NSEC_PER_SEC;
-}
 
 /* -- run.json -- */
 
@@ -108,6 +98,7 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 
 	query->query = QUERY_LAST_DEATH;
 	books_give(&sup->ledger, query);
+	scrub_ask_history(sup);
 	/* A power pause ends with the next start; in the foreground, a start is what was asked for.
 	 */
 	if (sup->run.wanted != WANTED_RUN && (sup->options.strict || sup->run.power_paused)) {
@@ -266,10 +257,12 @@ void survey_take(struct supervisor *sup, struct survey *survey)
 	digest_to_hex(&row->root, newest->root);
 	snprintf(newest->path, sizeof(newest->path), "%s/checkpoints/%s%s", sup->run_dir, row->id,
 		CHECKPOINT_SUFFIX);
-	newest->wall_ns = parse_utc(row->created);
+	newest->wall_ns = clock_parse_utc(row->created);
+	if (newest->wall_ns < 0)
+		newest->wall_ns = clock_wall_ns();
 }
 
-static void on_survey(struct ledger_job *job)
+void survey_done(struct ledger_job *job)
 {
 	struct survey_job *survey = (struct survey_job *)job;
 	struct supervisor *sup = survey->head.owner;
@@ -284,7 +277,7 @@ static void on_survey(struct ledger_job *job)
 void survey_start(struct supervisor *sup)
 {
 	books_give(&sup->ledger,
-		books_job(sizeof(struct survey_job), books_survey_work, on_survey, sup));
+		books_job(sizeof(struct survey_job), books_survey_work, survey_done, sup));
 }
 
 /* -- the preparer -- */
@@ -359,7 +352,7 @@ static void on_prepare_survey(struct ledger_job *job)
 {
 	struct supervisor *sup = ((struct book_job *)job)->owner;
 
-	on_survey(job);
+	survey_done(job);
 	if (sup->state == FSM_PREPARING)
 		prepare_done(sup);
 }

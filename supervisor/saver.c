@@ -70,8 +70,10 @@ static void answer_joined(struct supervisor *sup, bool good, bool already)
 				"step %llu of branch %u is saved, but the run went back meanwhile",
 				(unsigned long long)sup->saver.record.step,
 				sup->saver.record.branch);
-		else if (good)
+		else if (good && sup->newest.known)
 			answer_saved(sup, call, already);
+		else if (good)
+			call_error(call, "Failed", "what was saved is lost already");
 		else
 			call_error(call, "Failed", "%s", sup->saver.last_error);
 		call = next;

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STATUS_MEMBERS 31 /* of the type Status */
+#define STATUS_MEMBERS 32 /* of the type Status */
 
 static int64_t rss_bytes(pid_t pid)
 {
@@ -261,6 +261,7 @@ json_t *status_json(const struct supervisor *sup)
 		sup->shown.last_death ? json_incref(sup->shown.last_death) : json_null());
 	add_object(status, "newest_verified", newest_json(sup));
 	add_object(status, "save", save_json(sup, now_ns));
+	add_object(status, "scrub", scrub_json(sup));
 	add_object(status, "slots", slots_json(sup));
 	add_object(status, "engine", engine_json(sup));
 	add_object(status, "storage",

@@ -8,6 +8,7 @@
  *     recover.c     from a death to the next start: the ladder, new branches, the delay
  *     saver.c       saves
  *     tasks.c       sample and verify
+ *     scrub.c       scrubs, and what a bad checkpoint brings with it
  *     requests.c    what people may ask for
  *     status.c      what people are told */
 #pragma once
@@ -91,6 +92,19 @@ struct task {
 	struct child child;
 	struct call *call;
 	json_t *answer; /* so far; owned */
+};
+
+struct scrubber {
+	struct child child;
+	bool stopping;
+	struct call *calls; /* that wait for its end */
+	char id[CHECKPOINT_ID_SIZE];
+	uint64_t done_bytes, total_bytes, read_bytes;
+	uint32_t checked, corrupt, bad; /* bad: with those that are corrupt */
+	nsec_t heard_ns;
+	nsec_t retry_ns; /* not before; monotonic */
+	uint32_t failures;
+	nsec_t finished_wall_ns; /* the last whole one; not positive: not known */
 };
 
 struct shown {
@@ -178,6 +192,7 @@ struct supervisor {
 	struct survey survey;
 	struct newest newest;
 	struct task sample, verify;
+	struct scrubber scrub;
 	struct shown shown;
 	uint64_t over_bytes; /* beyond keep_bytes after the last save */
 	bool stale_weights;  /* the last save has the weights of the one before */
@@ -219,6 +234,8 @@ void sup_drain_metrics(struct supervisor *sup);
 void open_run(struct supervisor *sup);
 void prepare_start(struct supervisor *sup);
 void survey_start(struct supervisor *sup);
+/* The `done` of a survey_job: takes it over and frees it. */
+void survey_done(struct ledger_job *job);
 /* Takes a survey over; newest follows it. */
 void survey_take(struct supervisor *sup, struct survey *survey);
 void start_frame_send(struct supervisor *sup, struct child *child, json_t *more);
@@ -279,6 +296,19 @@ void storage_note(struct supervisor *sup, bool good, const char *text);
 extern const struct child_handlers sample_handlers, verify_handlers;
 void sample_start(struct supervisor *sup, struct call *call, json_t *more);
 void verify_start(struct supervisor *sup, struct call *call, const char *id);
+
+/* -- scrub.c -- */
+extern const struct child_handlers scrub_handlers;
+/* Begins one, or joins the one that runs; wait: answered when it ends. */
+void scrub_request(struct supervisor *sup, struct call *call, bool wait);
+/* The catalog may be replaced next, or the daemon ends. */
+void scrub_stop(struct supervisor *sup);
+void scrub_tick(struct supervisor *sup, nsec_t now_ns);
+/* A reading says that this one is not to be believed, and the catalog does too: when it is the
+ * newest, another is saved. */
+void scrub_found_bad(struct supervisor *sup, const char *id, const char *state);
+json_t *scrub_json(const struct supervisor *sup);
+void scrub_ask_history(struct supervisor *sup);
 
 /* -- requests.c -- */
 void request_pause(struct supervisor *sup, struct call *call, bool power);

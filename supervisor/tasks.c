@@ -61,10 +61,15 @@ static void on_message(struct child *child, const char *name, json_t *body)
 			"step", (json_int_t)json_get_int(body, "step", 0));
 	} else if (strcmp(name, "verified") == 0 && child == &sup->verify.child &&
 		json_array_size(sup->verify.answer) < RESULTS_MAX) {
+		bool ok = json_get_bool(body, "ok", false);
+
 		json_array_append_new(sup->verify.answer,
-			json_pack("{s:s, s:b, s:s}", "id", json_get_text(body, "id", ""), "ok",
-				json_get_bool(body, "ok", false), "text",
+			json_pack("{s:s, s:b, s:s, s:s}", "id", json_get_text(body, "id", ""), "ok",
+				ok, "state", json_get_text(body, "state", ""), "text",
 				json_get_text(body, "text", "")));
+		if (!ok)
+			scrub_found_bad(sup, json_get_text(body, "id", ""),
+				json_get_text(body, "state", ""));
 	}
 }
 

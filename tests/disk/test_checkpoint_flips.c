@@ -9,6 +9,8 @@
  * some chunks at a time: exactly those chunks must be refused. */
 #include "tests/unit/store_fixture.h"
 
+#include "store/scrub.h"
+
 #include "tests/disk/damage.h"
 
 #define NAME "step-000000020-b0001.safetensors"
@@ -206,6 +208,55 @@ static void p1_a_start_never_takes_a_flipped_bit(void **state)
 	munmap(map, file_bytes);
 }
 
+static int on_scrubbed(void *context, const struct scrub_result *result)
+{
+	*(enum checkpoint_state *)context = result->state;
+	return 0;
+}
+
+/* What a scrub says of it, and the catalog then too. */
+static enum checkpoint_state scrubbed(struct fixture *fx)
+{
+	enum checkpoint_state state = CHECKPOINT_FOUND;
+	const struct scrub_options options = {
+		.id = "step-000000020-b0001", .result = on_scrubbed, .context = &state};
+
+	PASS(scrub_run(fx->dir, fx->run_fd, fx->run.id, &options, &fx->err));
+	assert_int_equal(fixture_row_state(fx, 1, 20), state);
+	return state;
+}
+
+/* The same by the way of a scrub, anywhere in header and data; and none is called so that is
+ * whole. */
+static void p11_a_scrub_finds_every_flipped_bit(void **state)
+{
+	struct fixture *fx = *state;
+	uint64_t random = damage_seed(), header_bytes, file_bytes;
+	uint32_t tries = damage_is_full() ? 20000 : 200;
+	uint8_t *map;
+
+	PASS(catalog_replace(fx->dir, fx->run_fd, NULL, NULL, &fx->err));
+	file_bytes = save_one(fx, &header_bytes);
+	map = damage_map(fx->fd, NAME, file_bytes);
+	for (uint32_t i = 0; i < tries; i++) {
+		/* One in two in the header, which is small. */
+		uint64_t range = i % 2 == 0 ? header_bytes : file_bytes;
+		uint64_t bit = damage_next(&random) % (range * 8);
+		enum checkpoint_state found;
+
+		damage_flip(map, bit);
+		found = scrubbed(fx);
+		damage_flip(map, bit);
+		if (found != CHECKPOINT_CORRUPT && found != CHECKPOINT_REFUSED)
+			fail_msg("seed %" PRIu64 ", bit %" PRIu64 " is called %s", damage_seed(),
+				bit, checkpoint_state_name(found));
+		if (i % 16 == 0)
+			assert_int_equal(scrubbed(fx), CHECKPOINT_VERIFIED);
+	}
+	assert_int_equal(scrubbed(fx), CHECKPOINT_VERIFIED);
+	munmap(map, file_bytes);
+}
+
 /* -- cuts -- */
 
 static void expect_cut_found(struct fixture *fx, uint64_t size)
@@ -281,6 +332,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(
 			p11_random_flips_are_found_in_their_chunks, setup_chunks, fixture_teardown),
 		TEST(p1_a_start_never_takes_a_flipped_bit),
+		TEST(p11_a_scrub_finds_every_flipped_bit),
 		TEST(p1_a_file_cut_at_any_length_is_corrupt),
 		TEST(p1_a_file_that_grew_is_corrupt),
 		TEST(p1_lost_data_under_the_right_size_are_found),

@@ -8,6 +8,8 @@
  * A fault that fails prints its plan, which repeats it: CKPTD_SWEEP="save pread:3:EIO". */
 #include "tests/unit/store_fixture.h"
 
+#include "store/scrub.h"
+
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -162,6 +164,20 @@ static int run_load_newest(struct fixture *fx)
 	return 0;
 }
 
+static int on_scrubbed(void *context, const struct scrub_result *result)
+{
+	return 0;
+}
+
+/* Ten is the oldest, thirty the newest: what was matched is written down for each. */
+static int run_scrub(struct fixture *fx)
+{
+	const struct scrub_options options = {
+		.threads = 1, .result = on_scrubbed, .report = fixture_report, .context = fx};
+
+	return scrub_run(fx->dir, fx->run_fd, fx->run.id, &options, &fx->err);
+}
+
 static int run_fork(struct fixture *fx)
 {
 	struct line_branch branch = {.fork_step = 30, .why = "sweep"};
@@ -205,6 +221,7 @@ static const struct operation operations[] = {
 	{.name = "rebuild", .make = make_broken_catalog, .run = run_prepare, .newest = 30},
 	{.name = "create", .make = make_no_catalog, .run = run_prepare, .newest = 30},
 	{.name = "load", .make = make_three, .run = run_load_newest, .newest = 30},
+	{.name = "scrub", .make = make_three, .run = run_scrub, .newest = 30},
 	{.name = "keep", .make = make_three, .run = run_keep, .newest = 30},
 	{.name = "fork", .make = make_three, .run = run_fork, .newest = 30},
 	{.name = "store_run", .make = make_three, .run = run_store_wanted, .newest = 30},
@@ -552,6 +569,7 @@ SWEEP(prepare)
 SWEEP(rebuild)
 SWEEP(create)
 SWEEP(load)
+SWEEP(scrub)
 SWEEP(keep)
 SWEEP(fork)
 SWEEP(store_run)
@@ -570,6 +588,7 @@ int main(void)
 		TEST(rebuild),
 		TEST(create),
 		TEST(load),
+		TEST(scrub),
 		TEST(keep),
 		TEST(fork),
 		TEST(store_run),

@@ -8,6 +8,7 @@
 #include "proto/progress.h"
 #include "proto/state.h"
 #include "store/recovery.h"
+#include "store/scrub.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -33,7 +34,9 @@ struct fake {
 	struct state state;
 	struct progress *progress;
 	long step_us, update_us, die_step, exit_step, exit_code, poison, hang_step, save_exit,
-		save_kill, save_stale, save_wait_ms, prepare_exit, babble;
+		save_kill, save_stale, save_wait_ms, prepare_exit, babble, scrub_wait_ms,
+		scrub_kill;
+	long scrubbed;
 };
 
 static void sleep_us(long us)
@@ -77,7 +80,8 @@ static void read_behaviour(struct fake *fake)
 		{"hang_step", &fake->hang_step}, {"save_exit", &fake->save_exit},
 		{"save_kill", &fake->save_kill}, {"save_stale", &fake->save_stale},
 		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
-		{"babble", &fake->babble}};
+		{"babble", &fake->babble}, {"scrub_wait_ms", &fake->scrub_wait_ms},
+		{"scrub_kill", &fake->scrub_kill}};
 	char path[4200], key[64];
 	long value;
 
@@ -384,12 +388,58 @@ static int role_save(struct fake *fake)
 	return LINK_EXIT_DONE;
 }
 
+/* -- scrub, verify -- */
+
+static void on_begin(void *context, const char *id, uint64_t done_bytes, uint64_t total_bytes)
+{
+	struct fake *fake = context;
+
+	say(json_pack("{s:{s:s, s:I, s:I}}", "scrub", "id", id, "bytes_done",
+		(json_int_t)done_bytes, "bytes_total", (json_int_t)total_bytes));
+	sleep_us(fake->scrub_wait_ms * 1000);
+}
+
+static int on_gate(void *context, uint64_t bytes)
+{
+	return told_to_stop(context) ? -ECANCELED : 0;
+}
+
+static int on_result(void *context, const struct scrub_result *result)
+{
+	struct fake *fake = context;
+
+	say(json_pack("{s:{s:s, s:b, s:s, s:s, s:I}}", "verified", "id", result->id, "ok",
+		result->state == CHECKPOINT_VERIFIED, "state", checkpoint_state_name(result->state),
+		"text", result->text, "bytes", (json_int_t)result->bytes));
+	if (fake->scrub_kill && ++fake->scrubbed == fake->scrub_kill)
+		raise(SIGKILL);
+	return 0;
+}
+
+static int role_scrub(struct fake *fake)
+{
+	const struct checkpoint_gate gate = {on_gate, fake};
+	const struct scrub_options options = {.id = json_get_text(fake->start, "id", ""),
+		.threads = 1,
+		.gate = &gate,
+		.begin = on_begin,
+		.result = on_result,
+		.report = on_report,
+		.context = fake};
+	struct error error;
+
+	if (scrub_run(fake->run_dir, fake->run_fd, fake->run.id, &options, &error) < 0)
+		return failed(LINK_EXIT_FAILED, &error);
+	return LINK_EXIT_DONE;
+}
+
 bool fake_worker(int argc, char **argv, int *ret)
 {
 	static const struct {
 		const char *name;
 		int (*run)(struct fake *fake);
-	} roles[] = {{"prepare", role_prepare}, {"train", role_train}, {"save", role_save}};
+	} roles[] = {{"prepare", role_prepare}, {"train", role_train}, {"save", role_save},
+		{"scrub", role_scrub}, {"verify", role_scrub}};
 	static struct fake fake;
 
 	for (size_t i = 0; argc == 2 && i < sizeof(roles) / sizeof(roles[0]); i++) {

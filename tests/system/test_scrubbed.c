@@ -1,0 +1,125 @@
+/* P1, P11, the whole system: a bit that flips in a kept checkpoint is found while the daemon runs,
+ * marked, told, and replaced when it was the newest; files are verified without a daemon. */
+#include "tests/system/rig.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define SAVES 3
+#define PATH_SIZE (2 * RIG_PATH_MAX)
+
+static void path_of(const struct rig *rig, const char *id, char path[PATH_SIZE])
+{
+	snprintf(path, PATH_SIZE, "%s/checkpoints/%s.safetensors", rig->run_dir, id);
+}
+
+/* at: from the beginning, or from the end when negative. */
+static void flip(const struct rig *rig, const char *id, off_t at)
+{
+	char path[PATH_SIZE];
+	struct stat file;
+	uint8_t byte;
+
+	path_of(rig, id, path);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	assert_true(fd >= 0 && fstat(fd, &file) == 0);
+	at = at < 0 ? file.st_size + at : at;
+	assert_int_equal(pread(fd, &byte, 1, at), 1);
+	byte ^= 4;
+	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+	close(fd);
+}
+
+/* ckptctl with these words; fails unless it ends with this code and says this. */
+static void expect_ctl(struct rig *rig, const char *a, const char *b, int code, const char *says)
+{
+	const char *arguments[] = {"--socket", rig->socket, a, b, NULL};
+	int got = rig_run(rig, "ctl/ckptctl", arguments);
+	char *output = rig_output(rig);
+
+	if (got != code || strstr(output, says) == NULL)
+		fail_msg("ckptctl %s %s: exit %d, wanted %d with '%s': %s", a, b, got, code, says,
+			output);
+	free(output);
+}
+
+static void expect_marked(struct rig *rig, const char *id, int64_t corrupt)
+{
+	AUTO_JSON status = rig_status(rig);
+	char state[32], text[256];
+
+	rig_checkpoint_state(rig, id, state);
+	assert_string_equal(state, "corrupt");
+	assert_true(rig_event(rig, "corrupt", id, 0, text) > 0);
+	assert_int_equal(json_get_int(json_object_get(status, "scrub"), "corrupt", -1), corrupt);
+	assert_int_equal(json_get_int(status, "restarts", -1), 0);
+}
+
+static void p1_a_flipped_bit_is_found_under_a_running_daemon(void **unused)
+{
+	char ids[SAVES][64], path[PATH_SIZE], text[256], newest[64], from[96];
+	int64_t steps[SAVES], newest_step, whole_step;
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=1000000 interval=0");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a trainer at work", is_training, 0);
+	for (int i = 0; i < SAVES; i++) {
+		rig_wait(&rig, "some steps", is_step, i == 0 ? 5 : steps[i - 1] + 5);
+		rig_save(&rig, ids[i], &steps[i]);
+	}
+	expect_ctl(&rig, "scrub", "--wait", 0, "3 checkpoints");
+
+	/* One that is kept, in its data. */
+	flip(&rig, ids[1], -3000000);
+	expect_ctl(&rig, "scrub", "--wait", 1, "1 corrupt");
+	expect_marked(&rig, ids[1], 1);
+	expect_ctl(&rig, "verify", ids[1], 1, "does not match its digest");
+	expect_ctl(&rig, "verify", ids[0], 0, "  ok  every byte matches");
+	/* The newest, in its header: another is saved, though no interval asks for it. */
+	flip(&rig, ids[2], 300);
+	expect_ctl(&rig, "scrub", "--wait", 1, "2 corrupt");
+	rig_wait(&rig, "a new save", is_saved, steps[2] + 1);
+	expect_marked(&rig, ids[2], 2);
+	assert_true(rig_event(&rig, "newest-lost", ids[2], 0, text) > 0);
+
+	/* Without a daemon, by the file; the start then takes the newest that is whole. */
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		whole_step = json_get_int(json_object_get(status, "newest_verified"), "step", 0);
+	}
+	rig_wait(&rig, "some steps", is_step, whole_step + 5);
+	rig_save(&rig, newest, &newest_step);
+	rig_kill_supervisor(&rig);
+	path_of(&rig, newest, path);
+	expect_ctl(&rig, "verify", path, 0, "  ok  ");
+	flip(&rig, newest, -3000000);
+	expect_ctl(&rig, "verify", path, 1, "  BAD  ");
+	expect_ctl(&rig, "verify", "./no/such.safetensors", 1, "no/such.safetensors  BAD");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a trainer at work", is_training, 0);
+	snprintf(from, sizeof(from), "goes on from checkpoint at step %lld on branch 1",
+		(long long)whole_step);
+	assert_true(rig_event(&rig, "training", from, 0, text) > 0);
+	rig_close(&rig);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(p1_a_flipped_bit_is_found_under_a_running_daemon),
+	};
+
+	return cmocka_run_group_tests_name("scrubbed", tests, NULL, NULL);
+}
