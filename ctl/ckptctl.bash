@@ -9,7 +9,7 @@ _ckptctl()
 		esac
 	done
 	case $previous in
-	--state | --socket | --config | --out | -o | inspect | export)
+	--state | --socket | --config | --out | -o | inspect | export | verify | fsck)
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		return
 		;;

@@ -11,6 +11,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+bool pick_is_file(const char *text)
+{
+	size_t length = strlen(text), suffix = strlen(CHECKPOINT_SUFFIX);
+
+	return strchr(text, '/') != NULL ||
+		(length > suffix && strcmp(text + length - suffix, CHECKPOINT_SUFFIX) == 0);
+}
+
 int pick_dir(const char *path, const char **ret_name, struct error *err)
 {
 	const char *slash = strrchr(path, '/');
@@ -75,14 +83,10 @@ static int find_run_dir(const struct ctl *ctl, char *dir, size_t size, struct er
 int pick_checkpoint(
 	const struct ctl *ctl, const char *text, struct checkpoint_info *ret, struct error *err)
 {
-	size_t length = text != NULL ? strlen(text) : 0, suffix = strlen(CHECKPOINT_SUFFIX);
 	char dir[4096];
 	int fd = -1;
 
-	if (text != NULL &&
-		(strchr(text, '/') != NULL ||
-			(length > suffix &&
-				strcmp(text + length - suffix, CHECKPOINT_SUFFIX) == 0)))
+	if (text != NULL && pick_is_file(text))
 		return pick_file(text, ret, err);
 	int r = find_run_dir(ctl, dir, sizeof(dir), err);
 	if (r < 0)

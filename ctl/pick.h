@@ -9,6 +9,8 @@
  */
 int pick_checkpoint(
 	const struct ctl *ctl, const char *text, struct checkpoint_info *ret, struct error *err);
+/* A file, by how it is written. */
+bool pick_is_file(const char *text);
 /* Opens the folder of the file at path; *ret_name: its last part. */
 int pick_dir(const char *path, const char **ret_name, struct error *err);
 /* Opens the file at path as a checkpoint. */

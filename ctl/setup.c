@@ -150,3 +150,20 @@ void setup_undo(int run_fd)
 	}
 	close(lock_fd);
 }
+
+int setup_become_owner(const char *dir, struct error *err)
+{
+	struct stat st;
+
+	if (geteuid() != 0 || stat(dir, &st) < 0 || st.st_uid == 0)
+		return 0;
+	if (setegid(st.st_gid) < 0 || seteuid(st.st_uid) < 0)
+		return error_set(err, -errno, "cannot become the owner of %s", dir);
+	return 0;
+}
+
+void setup_become_self(void)
+{
+	if (seteuid(getuid()) == 0 && setegid(getgid()) == 0)
+		return;
+}

@@ -24,3 +24,7 @@ int setup_folder(struct setup *setup, bool *ret_created, struct error *err);
 /* Takes back a run that setup_folder has just made and that never came to a checkpoint: the next
  * command may choose other identity keys. */
 void setup_undo(int run_fd);
+/* As root in a folder that belongs to the service's user: what is made there must be that user's.
+ */
+int setup_become_owner(const char *dir, struct error *err);
+void setup_become_self(void);

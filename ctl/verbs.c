@@ -54,6 +54,10 @@ static const struct verb verbs[] = {
 		"What a checkpoint, or any safetensors file, holds; --verify reads it all."},
 	{"export", "DIR [--checkpoint ID|FILE]", "checkpoint=", 1, 1, verb_export,
 		"Writes a folder that diffusers' pipelines load, with the EMA weights."},
+	{"fsck", "[--repair] [--json] DIR", "repair", 1, 1, verb_fsck,
+		"Compares the run's folder DIR with itself, without a daemon: each checkpoint with "
+		"its digests, the catalog, what was interrupted. --repair does what a start would "
+		"do. Exit codes: 0 clean, 1 repaired, 4 left, 8 could not look."},
 	{"reload", "", "", 0, 0, verb_reload, "Reads the configuration file again."},
 	{"power-fail", "", "", 0, 0, verb_power_fail,
 		"Saves at once and pauses: for the script of a UPS."},

@@ -26,14 +26,6 @@ static void print_result(const struct ctl *ctl, const json_t *result)
 
 /* -- files -- */
 
-static bool is_file(const char *text)
-{
-	size_t length = strlen(text), suffix = strlen(CHECKPOINT_SUFFIX);
-
-	return strchr(text, '/') != NULL ||
-		(length > suffix && strcmp(text + length - suffix, CHECKPOINT_SUFFIX) == 0);
-}
-
 static json_t *verify_file(const char *path)
 {
 	struct checkpoint_info info;
@@ -63,7 +55,7 @@ static json_t *verify_file(const char *path)
 /* The results of one call, or of one file, are added. An exit code. */
 static int verify_one(const struct ctl *ctl, const char *what, json_t *results)
 {
-	if (what != NULL && is_file(what)) {
+	if (what != NULL && pick_is_file(what)) {
 		json_array_append_new(results, verify_file(what));
 		return CTL_OK;
 	}

@@ -14,15 +14,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static void save_now(const struct fixture *fx, char id[64])
-{
-	json_t *reply = sim_call(fx, "Save", json_pack("{s:b}", "wait", 1));
-
-	snprintf(id, 64, "%s", json_get_text(json_object_get(reply, "parameters"), "id", ""));
-	assert_true(id[0] != '\0');
-	json_decref(reply);
-}
-
 /* So many checkpoints; the last one's id. */
 static void train_and_save(struct fixture *fx, int count, char id[64])
 {
@@ -30,7 +21,7 @@ static void train_and_save(struct fixture *fx, int count, char id[64])
 	sim_start(fx);
 	for (int i = 0; i < count; i++) {
 		sim_await_only(fx, "training", sim_number_of(fx, "step") + 1, 0);
-		save_now(fx, id);
+		sim_save(fx, id);
 	}
 }
 

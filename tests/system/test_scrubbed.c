@@ -40,10 +40,11 @@ static void flip(const struct rig *rig, const char *id, off_t at)
 	close(fd);
 }
 
-/* ckptctl with these words; fails unless it ends with this code and says this. */
-static void expect_ctl(struct rig *rig, const char *a, const char *b, int code, const char *says)
+/* ckptctl with these words (c may be NULL); fails unless it ends with this code and says this. */
+static void expect_words(
+	struct rig *rig, const char *a, const char *b, const char *c, int code, const char *says)
 {
-	const char *arguments[] = {"--socket", rig->socket, a, b, NULL};
+	const char *arguments[] = {"--socket", rig->socket, a, b, c, NULL};
 	int got = rig_run(rig, "ctl/ckptctl", arguments);
 	char *output = rig_output(rig);
 
@@ -51,6 +52,24 @@ static void expect_ctl(struct rig *rig, const char *a, const char *b, int code, 
 		fail_msg("ckptctl %s %s: exit %d, wanted %d with '%s': %s", a, b, got, code, says,
 			output);
 	free(output);
+}
+
+static void expect_ctl(struct rig *rig, const char *a, const char *b, int code, const char *says)
+{
+	expect_words(rig, a, b, NULL, code, says);
+}
+
+/* The exit codes of fsck(8); the newest checkpoint does not match, and its row does not know. */
+static void expect_fsck(struct rig *rig, const char *newest)
+{
+	char found[128], note[128];
+
+	snprintf(found, sizeof(found), "found: %s.safetensors: corrupt, and the catalog", newest);
+	snprintf(note, sizeof(note), "note: %s.safetensors: corrupt, as the catalog says", newest);
+	expect_ctl(rig, "fsck", rig->run_dir, 4, found);
+	expect_words(rig, "fsck", "--repair", rig->run_dir, 1, "1 found, 0 left");
+	expect_ctl(rig, "fsck", rig->run_dir, 0, note);
+	expect_ctl(rig, "fsck", rig->dir, 8, "no run's folder");
 }
 
 static void expect_marked(struct rig *rig, const char *id, int64_t corrupt)
@@ -107,8 +126,10 @@ static void p1_a_flipped_bit_is_found_under_a_running_daemon(void **unused)
 	flip(&rig, newest, -3000000);
 	expect_ctl(&rig, "verify", path, 1, "  BAD  ");
 	expect_ctl(&rig, "verify", "./no/such.safetensors", 1, "no/such.safetensors  BAD");
+	expect_fsck(&rig, newest);
 	rig_start(&rig, NULL);
 	rig_wait(&rig, "a trainer at work", is_training, 0);
+	expect_ctl(&rig, "fsck", rig.run_dir, 8, "end it first");
 	snprintf(from, sizeof(from), "goes on from checkpoint at step %lld on branch 1",
 		(long long)whole_step);
 	assert_true(rig_event(&rig, "training", from, 0, text) > 0);
