@@ -232,7 +232,7 @@ static void p11_a_scrub_finds_every_flipped_bit(void **state)
 {
 	struct fixture *fx = *state;
 	uint64_t random = damage_seed(), header_bytes, file_bytes;
-	uint32_t tries = damage_is_full() ? 20000 : 200;
+	uint32_t tries = damage_is_full() ? 20000 : 60;
 	uint8_t *map;
 
 	PASS(catalog_replace(fx->dir, fx->run_fd, NULL, NULL, &fx->err));

@@ -169,11 +169,14 @@ static int on_scrubbed(void *context, const struct scrub_result *result)
 	return 0;
 }
 
-/* Ten is the oldest, thirty the newest: what was matched is written down for each. */
+/* Of one: for each of the others the same calls follow. */
 static int run_scrub(struct fixture *fx)
 {
-	const struct scrub_options options = {
-		.threads = 1, .result = on_scrubbed, .report = fixture_report, .context = fx};
+	const struct scrub_options options = {.id = "step-000000020-b0001",
+		.threads = 1,
+		.result = on_scrubbed,
+		.report = fixture_report,
+		.context = fx};
 
 	return scrub_run(fx->dir, fx->run_fd, fx->run.id, &options, &fx->err);
 }

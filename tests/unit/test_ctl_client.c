@@ -26,6 +26,8 @@ static const char status_reply[] = REPLY(
 	"\"path\":\"/p/q\",\"age_seconds\":12.5},"
 	"\"save\":{\"in_flight\":false,\"last_ms\":200.0,\"last_error\":\"No space left\","
 	"\"next_seconds\":30.0,\"stall_max_ms\":0.25},"
+	"\"scrub\":{\"running\":true,\"checkpoint\":\"step-000001100-b0002\",\"bytes_done\":"
+	"1048576,\"bytes_total\":4194304,\"finished_at\":\"\",\"corrupt\":1,\"next_due\":\"\"},"
 	"\"slots\":{\"count\":3,\"bytes\":140509184,\"text\":\"no step is lost\"},"
 	"\"engine\":{\"name\":\"openblas\",\"reason\":\"auto\",\"threads\":2,\"plan_bytes\":"
 	"1048576},"
@@ -56,6 +58,7 @@ static void test_p11_status_says_what_the_daemon_said(void **unused)
 	ASSERT_HAS(ran.out, "last save failed: No space left");
 	ASSERT_HAS(ran.out, "3, on rung 1 of the ladder, last: killed by SIGSEGV");
 	ASSERT_HAS(ran.out, "3, 134 MiB: no step is lost");
+	ASSERT_HAS(ran.out, "1 kept corrupt; reading step-000001100-b0002, 1.0 MiB of 4.0 MiB");
 	ASSERT_HAS(ran.out, "WARNING");
 	/* A terminal obeys nothing that came from a worker. */
 	assert_null(strchr(ran.out, '\033'));
@@ -160,6 +163,12 @@ static void test_verbs_ask_what_they_mean(void **unused)
 		{"verify", NULL, NULL, "Verify",
 			REPLY("{\"results\":[{\"id\":\"a\",\"ok\":true,\"text\":\"\"}]}"),
 			"Verify{}", "a  ok"},
+		{"scrub", NULL, NULL, "Scrub", REPLY("{\"running\":true,\"bad\":0}"),
+			"Scrub{\"wait\":false}", "reading what is kept"},
+		{"scrub", "--wait", NULL, "Scrub",
+			REPLY("{\"running\":false,\"checked\":5,\"corrupt\":0,\"bad\":0,"
+			      "\"bytes\":1048576}"),
+			"Scrub{\"wait\":true}", "5 checkpoints, 1.0 MiB: every byte matches"},
 		{"reload", NULL, NULL, "Reload", REPLY("{\"text\":\"one key changed\"}"),
 			"Reload{}", "one key changed"},
 		{"power-fail", NULL, NULL, "PowerFail", REPLY("{}"), "PowerFail{}", "pausing"},
@@ -192,6 +201,20 @@ static void test_p11_a_bad_checkpoint_makes_verify_fail(void **unused)
 
 	assert_int_equal(ran.code, CTL_FAILED);
 	ASSERT_HAS(ran.out, "b  BAD  chunk 1");
+	ran_fini(&ran);
+}
+
+static void test_p11_a_bad_checkpoint_makes_scrub_fail(void **unused)
+{
+	const struct fake_answer answers[] = {
+		{"Scrub", FAKE_ANSWER,
+			REPLY("{\"running\":false,\"checked\":5,\"corrupt\":1,\"bad\":3}")},
+		END};
+	struct fake_daemon daemon;
+	struct ran ran = with_daemon(answers, &daemon, "scrub", "--wait", NULL);
+
+	assert_int_equal(ran.code, CTL_FAILED);
+	ASSERT_HAS(ran.out, "1 corrupt, 2 missing, unreadable or refused");
 	ran_fini(&ran);
 }
 
@@ -433,6 +456,7 @@ int main(void)
 		cmocka_unit_test(test_checkpoints_and_events_are_tables),
 		cmocka_unit_test(test_verbs_ask_what_they_mean),
 		cmocka_unit_test(test_p11_a_bad_checkpoint_makes_verify_fail),
+		cmocka_unit_test(test_p11_a_bad_checkpoint_makes_scrub_fail),
 		cmocka_unit_test(test_sample_copies_the_picture),
 		cmocka_unit_test(test_p9_no_daemon_is_one_line_and_code_3),
 		cmocka_unit_test(test_p9_refusals_have_their_codes),
