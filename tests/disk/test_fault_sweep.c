@@ -38,6 +38,7 @@ struct operation {
 	uint64_t gone;    /* step that it may delete; 0: none */
 	uint64_t renewed; /* step whose file it may write anew */
 	int expected;     /* of run without a fault */
+	bool seldom;      /* its calls are others' too: an ordinary run takes some of them */
 };
 
 struct sweep {
@@ -169,14 +170,18 @@ static int on_scrubbed(void *context, const struct scrub_result *result)
 	return 0;
 }
 
-/* Of one: for each of the others the same calls follow. */
+/* One is enough: for each of the others the same calls follow. */
+static void make_one(struct fixture *fx)
+{
+	PASS(catalog_replace(fx->dir, fx->run_fd, NULL, NULL, &fx->err));
+	fixture_save(fx, 1, 30);
+	fixture_prepare(fx);
+}
+
 static int run_scrub(struct fixture *fx)
 {
-	const struct scrub_options options = {.id = "step-000000020-b0001",
-		.threads = 1,
-		.result = on_scrubbed,
-		.report = fixture_report,
-		.context = fx};
+	const struct scrub_options options = {
+		.threads = 1, .result = on_scrubbed, .report = fixture_report, .context = fx};
 
 	return scrub_run(fx->dir, fx->run_fd, fx->run.id, &options, &fx->err);
 }
@@ -224,7 +229,7 @@ static const struct operation operations[] = {
 	{.name = "rebuild", .make = make_broken_catalog, .run = run_prepare, .newest = 30},
 	{.name = "create", .make = make_no_catalog, .run = run_prepare, .newest = 30},
 	{.name = "load", .make = make_three, .run = run_load_newest, .newest = 30},
-	{.name = "scrub", .make = make_three, .run = run_scrub, .newest = 30},
+	{.name = "scrub", .make = make_one, .run = run_scrub, .newest = 30, .seldom = true},
 	{.name = "keep", .make = make_three, .run = run_keep, .newest = 30},
 	{.name = "fork", .make = make_three, .run = run_fork, .newest = 30},
 	{.name = "store_run", .make = make_three, .run = run_store_wanted, .newest = 30},
@@ -415,9 +420,13 @@ static bool is_write(const char *point)
 }
 
 /* Everything in a full run; else the first calls with EIO, and some of the rest. */
-static bool is_chosen(const char *action, uint32_t n, uint64_t *random)
+static bool is_chosen(const struct sweep *sweep, const char *action, uint32_t n, uint64_t *random)
 {
-	if (damage_is_full() || n == 1)
+	if (damage_is_full())
+		return true;
+	if (sweep->operation->seldom && damage_next(random) % 4 != 0)
+		return false;
+	if (n == 1)
 		return true;
 	if (strcmp(action, "EIO") == 0)
 		return n == 2 || damage_next(random) % 4 == 0;
@@ -454,13 +463,13 @@ static void sweep_point(struct sweep *sweep, const char *point, uint64_t *random
 			sweep->interruptible = true;
 	for (uint32_t n = 1; n <= calls; n++) {
 		for (size_t a = 0; a < sizeof(all) / sizeof(*all); a++)
-			if (is_chosen(all[a], n, random))
+			if (is_chosen(sweep, all[a], n, random))
 				assert_true(try_fault(sweep, point, n, all[a]));
 		for (size_t a = 0; is_read(point) && a < sizeof(reading) / sizeof(*reading); a++)
-			if (is_chosen(reading[a], n, random))
+			if (is_chosen(sweep, reading[a], n, random))
 				assert_true(try_fault(sweep, point, n, reading[a]));
 		for (size_t a = 0; is_write(point) && a < sizeof(writing) / sizeof(*writing); a++)
-			if (is_chosen(writing[a], n, random))
+			if (is_chosen(sweep, writing[a], n, random))
 				assert_true(try_fault(sweep, point, n, writing[a]));
 	}
 	/* There are no more. */

@@ -249,7 +249,7 @@ static const struct {
 		false},
 };
 
-static void make(void **state)
+static int make(void **state)
 {
 	fixture_setup_small(state);
 	struct fixture *fx = *state;
@@ -259,6 +259,7 @@ static void make(void **state)
 	fixture_save(fx, 1, 10);
 	fixture_save(fx, 1, 20);
 	fixture_prepare(fx);
+	return 0;
 }
 
 static void p8_each_thing_is_found_repaired_and_then_clean(void **unused)
@@ -291,16 +292,13 @@ static void p8_each_thing_is_found_repaired_and_then_clean(void **unused)
 }
 
 /* What is as it should be though it is bad is a note. */
-static void what_the_catalog_says_of_a_bad_file_is_no_finding(void **unused)
+static void what_the_catalog_says_of_a_bad_file_is_no_finding(void **state)
 {
+	struct fixture *fx = *state;
 	struct checkpoint_saved saved;
 	struct fsck_summary summary;
-	struct fixture *fx;
 	struct told told;
-	void *state;
 
-	make(&state);
-	fx = state;
 	summary = fsck(fx, true, &told);
 	assert_int_equal(summary.found, 0);
 	assert_int_equal(summary.read_count, 2);
@@ -322,18 +320,14 @@ static void what_the_catalog_says_of_a_bad_file_is_no_finding(void **unused)
 	/* It kept its place, and a start takes the one before it. */
 	assert_true(fixture_exists(fx->fd, TWENTY CHECKPOINT_SUFFIX));
 	fixture_expect_load(fx, 1, 10);
-	fixture_teardown(&state);
 }
 
-static void what_cannot_be_read_is_left(void **unused)
+static void what_cannot_be_read_is_left(void **state)
 {
+	struct fixture *fx = *state;
 	struct fsck_summary summary;
-	struct fixture *fx;
 	struct told told;
-	void *state;
 
-	make(&state);
-	fx = state;
 	assert_int_equal(sys_fault_plan("pread:*:EIO"), 0);
 	summary = fsck(fx, false, &told);
 	sys_fault_plan(NULL);
@@ -342,15 +336,16 @@ static void what_cannot_be_read_is_left(void **unused)
 	assert_int_equal(fixture_row_state(fx, 1, 10), CHECKPOINT_VERIFIED);
 	summary = fsck(fx, true, &told);
 	assert_int_equal(summary.found, 0);
-	fixture_teardown(&state);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p8_each_thing_is_found_repaired_and_then_clean),
-		cmocka_unit_test(what_the_catalog_says_of_a_bad_file_is_no_finding),
-		cmocka_unit_test(what_cannot_be_read_is_left),
+		cmocka_unit_test_setup_teardown(
+			what_the_catalog_says_of_a_bad_file_is_no_finding, make, fixture_teardown),
+		cmocka_unit_test_setup_teardown(
+			what_cannot_be_read_is_left, make, fixture_teardown),
 	};
 
 	/* Many folders: where there is memory for them, no disk need suffer. */
