@@ -133,6 +133,10 @@ int config_check(const struct config *config, struct error *err)
 		return error_set(err, -EINVAL,
 			"[diffusion] beta_start = %g is more than beta_end = %g",
 			config->beta_start, config->beta_end);
+	if (config->require_signature && !*config->signing_key && !*config->trusted_keys)
+		return error_set(err, -EINVAL,
+			"[checkpoint] require_signature = true: give signing_key or trusted_keys, "
+			"or nothing could ever be believed");
 	if (!*config->init)
 		return error_set(err, -EINVAL,
 			"[model] init is empty: give 'pytorch', 'zero_out' or a diffusers folder");

@@ -50,6 +50,11 @@ static void write_limits(const struct config_key *key, char *text, size_t size)
 			key->unit);
 }
 
+static const char *default_of(const struct config_key *key)
+{
+	return *key->default_text ? key->default_text : "empty";
+}
+
 static bool first_of_section(size_t i)
 {
 	for (size_t j = 0; j < i; j++)
@@ -66,8 +71,8 @@ static void write_key(const struct config *config, const struct config_key *key,
 	write_limits(key, limits, sizeof(limits));
 	fputc('\n', out);
 	write_comment(key->text, out);
-	fprintf(out, "# (%sdefault %s; %s)\n%s = %s\n", limits, key->default_text,
-		class_text(key->class), key->key, value);
+	fprintf(out, "# (%sdefault %s; %s)\n%s =%s%s\n", limits, default_of(key),
+		class_text(key->class), key->key, *value ? " " : "", value);
 }
 
 int config_write(const struct config *config, FILE *out)
@@ -119,7 +124,7 @@ int config_write_man(FILE *out)
 			fputs("\n(", out);
 			write_troff(limits, out);
 			fputs("default ", out);
-			write_troff(key->default_text, out);
+			write_troff(default_of(key), out);
 			fprintf(out, "; %s)\n", class_text(key->class));
 		}
 	}

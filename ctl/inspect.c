@@ -158,6 +158,12 @@ static void print_checkpoint(const struct checkpoint_info *info, FILE *out)
 	print_record(info, out);
 	print_digest(out, "root", &info->root);
 	print_digest(out, "parent root", &info->parent_root);
+	if (info->is_signed) {
+		char signer[SIGN_PUBLIC_HEX_SIZE];
+
+		sign_public_hex(&info->signer, signer);
+		fprintf(out, "  signed by    %s\n", signer);
+	}
 	print_digest(out, "data", &info->record.data_digest);
 	print_digest(out, "fingerprint", &info->record.fingerprint);
 	fprintf(out, "  tensors      %" PRIu32 " in each of %d sections, %s parameters\n",
@@ -221,20 +227,23 @@ static json_t *record_json(const struct checkpoint_info *info)
 {
 	const struct state_record *record = &info->record;
 	char run[2 * STATE_RUN_ID_SIZE + 1], root[DIGEST_HEX_SIZE], parent[DIGEST_HEX_SIZE],
-		data[DIGEST_HEX_SIZE];
+		data[DIGEST_HEX_SIZE], signer[SIGN_PUBLIC_HEX_SIZE] = "";
 
+	if (info->is_signed)
+		sign_public_hex(&info->signer, signer);
 	bytes_to_hex(record->run_id, STATE_RUN_ID_SIZE, run);
 	digest_to_hex(&info->root, root);
 	digest_to_hex(&info->parent_root, parent);
 	digest_to_hex(&record->data_digest, data);
-	return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:s, s:s, s:s, s:I, s:o}",
-		"id", info->id, "created", info->created, "run", run, "branch",
+	return json_pack(
+		"{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:s, s:s, s:s, s:s, s:I, s:o}", "id",
+		info->id, "created", info->created, "run", run, "branch",
 		(json_int_t)record->branch, "step", (json_int_t)record->step, "update_count",
 		(json_int_t)record->update_count, "images_seen", (json_int_t)record->images_seen,
 		"skipped_count", (json_int_t)record->skipped_count, "loss",
-		json_finite((double)record->loss), "root", root, "parent_root", parent,
-		"data_digest", data, "param_count", (json_int_t)info->table.param_count, "config",
-		json_from_config(&info->config));
+		json_finite((double)record->loss), "root", root, "parent_root", parent, "signer",
+		signer, "data_digest", data, "param_count", (json_int_t)info->table.param_count,
+		"config", json_from_config(&info->config));
 }
 
 static json_t *tensors_json(const struct st_header *header)

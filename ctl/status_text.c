@@ -68,6 +68,9 @@ static void read_machine(const json_t *status, struct look *ret)
 	ret->slots = count_of(slots, "count");
 	ret->slot_bytes = count_of(slots, "bytes");
 	CLEAN(slots, "text", ret->slots_text);
+	CLEAN(json_object_get(status, "signing"), "signer", ret->signer);
+	ret->signature_required = json_get_bool(
+		json_object_get(status, "signing"), "required", false);
 	CLEAN(engine, "name", ret->engine);
 	CLEAN(engine, "reason", ret->engine_reason);
 	ret->threads = count_of(engine, "threads");
@@ -286,6 +289,13 @@ static void fact_slots(const struct look *look, char *text, bool *bad)
 			look->stall_max_ms);
 }
 
+static void fact_signing(const struct look *look, char *text, bool *bad)
+{
+	snprintf(text, LOOK_LINE_MAX, "%s%s%s",
+		look->signer[0] != '\0' ? "signed by " : "not signed", look->signer,
+		look->signature_required ? ", required" : "");
+}
+
 static void fact_storage(const struct look *look, char *text, bool *bad)
 {
 	*bad = !look->storage_ok;
@@ -341,6 +351,7 @@ static const struct {
 	{"preview", fact_preview},
 	{"engine", fact_engine},
 	{"slots", fact_slots},
+	{"signing", fact_signing},
 	{"data", fact_data},
 	{"storage", fact_storage},
 	{"config", fact_config},
@@ -356,6 +367,8 @@ static bool fact_applies(const struct look *look, int i)
 	if (facts[i].write == fact_scrub)
 		return look->scrubbing || look->scrub_corrupt > 0 ||
 			look->scrub_finished[0] != '\0' || look->scrub_due[0] != '\0';
+	if (facts[i].write == fact_signing)
+		return look->signer[0] != '\0' || look->signature_required;
 	if (facts[i].write == fact_engine)
 		return look->engine[0] != '\0';
 	if (facts[i].write == fact_slots)

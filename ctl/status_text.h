@@ -34,6 +34,8 @@ struct look {
 	int64_t scrub_done, scrub_total, scrub_corrupt;
 	int64_t slots, slot_bytes;
 	char slots_text[200];
+	char signer[72];
+	bool signature_required;
 	char engine[64], engine_reason[200];
 	int64_t threads, plan_bytes;
 	bool storage_ok;

@@ -58,6 +58,9 @@ static const struct verb verbs[] = {
 		"Compares the run's folder DIR with itself, without a daemon: each checkpoint with "
 		"its digests, the catalog, what was interrupted. --repair does what a start would "
 		"do. Exit codes: 0 clean, 1 repaired, 4 left, 8 could not look."},
+	{"keygen", "FILE [--json]", "", 1, 1, verb_keygen,
+		"Makes a key that signs checkpoints (signing_key): the secret one in FILE, the "
+		"public one in FILE.pub."},
 	{"reload", "", "", 0, 0, verb_reload, "Reads the configuration file again."},
 	{"power-fail", "", "", 0, 0, verb_power_fail,
 		"Saves at once and pauses: for the script of a UPS."},

@@ -45,9 +45,10 @@ int verb_power_ok(struct ctl *ctl, const struct args *args);
 /* verify.c */
 int verb_verify(struct ctl *ctl, const struct args *args);
 int verb_scrub(struct ctl *ctl, const struct args *args);
-/* inspect.c, export.c, fsck.c, init.c, run.c: here, with the caller's rights */
+/* inspect.c, export.c, fsck.c, init.c, keygen.c, run.c: here, with the caller's rights */
 int verb_inspect(struct ctl *ctl, const struct args *args);
 int verb_export(struct ctl *ctl, const struct args *args);
 int verb_fsck(struct ctl *ctl, const struct args *args);
+int verb_keygen(struct ctl *ctl, const struct args *args);
 int verb_init(struct ctl *ctl, const struct args *args);
 int verb_run(struct ctl *ctl, const struct args *args);

@@ -8,6 +8,7 @@
 #include "daemon/worker_link.h"
 #include "daemon/worker_start.h"
 #include "proto/link.h"
+#include "store/trust.h"
 
 #define FINGERPRINT_TEXT_MAX 1024
 
@@ -17,6 +18,9 @@ struct worker {
 	int run_fd;
 	struct digest fingerprint;
 	char fingerprint_text[FINGERPRINT_TEXT_MAX];
+	struct trust trust;
+	int trust_code; /* 0, or why not all keys could be read */
+	char trust_text[ERROR_TEXT_MAX];
 };
 
 int worker_prepare(struct worker *worker);

@@ -95,6 +95,17 @@ static int open_run(struct worker *worker)
 	return 0;
 }
 
+/* What cannot be read makes nothing trusted; whether that is an error is the role's affair. */
+static void set_trust(struct worker *worker)
+{
+	struct error err;
+
+	worker->trust_code = trust_read(&worker->start.config, &worker->trust, &err);
+	snprintf(worker->trust_text, sizeof(worker->trust_text), "%s",
+		worker->trust_code < 0 ? err.text : "");
+	trust_set(&worker->trust);
+}
+
 static int say_hello(struct worker *worker)
 {
 	char hex[DIGEST_HEX_SIZE];
@@ -160,6 +171,7 @@ int worker_main(const char *role)
 		r = say_hello(&worker);
 	if (r == 0) {
 		worker_set_threads(&worker);
+		set_trust(&worker);
 		r = roles[i].run(&worker);
 	}
 	worker_link_fini(&worker.link);

@@ -121,20 +121,21 @@ static json_t *newest_json(const struct worker *worker, const struct recovery_su
 static int say_prepared(struct worker *worker, const struct model *model, const struct data *data,
 	const struct recovery_summary *summary)
 {
-	char model_hex[DIGEST_HEX_SIZE], data_hex[DIGEST_HEX_SIZE];
+	char model_hex[DIGEST_HEX_SIZE], data_hex[DIGEST_HEX_SIZE], signer[SIGN_PUBLIC_HEX_SIZE];
 	int r;
 
 	digest_to_hex(&model->digest, model_hex);
 	digest_to_hex(&data->digest, data_hex);
+	sign_public_hex(&worker->trust.keys[0], signer);
 	r = worker_link_send(&worker->link,
-		json_pack("{s:{s:I,s:I,s:s,s:s,s:s,s:I,s:I,s:I,s:s,s:I,s:o}}", "prepared",
+		json_pack("{s:{s:I,s:I,s:s,s:s,s:s,s:I,s:I,s:I,s:s,s:s,s:I,s:o}}", "prepared",
 			"section_bytes", (json_int_t)model->table.section_bytes, "param_count",
 			(json_int_t)model->table.param_count, "model_digest", model_hex,
 			"data_digest", data_hex, "data_text", data->text, "images",
 			(json_int_t)(data->train_count + data->holdout_count), "classes",
 			(json_int_t)data->class_count, "branch", (json_int_t)summary->branch,
-			"catalog", summary->catalog, "checkpoints",
-			(json_int_t)summary->on_line_count, "newest",
+			"catalog", summary->catalog, "signer", worker->trust.has_own ? signer : "",
+			"checkpoints", (json_int_t)summary->on_line_count, "newest",
 			newest_json(worker, summary)));
 	return r < 0 ? LINK_EXIT_FAILED : LINK_EXIT_DONE;
 }
@@ -169,7 +170,9 @@ int worker_prepare(struct worker *worker)
 {
 	struct run run = {0};
 	struct data data = {0};
-	int r = check_config(worker);
+	int r = worker->trust_code < 0
+		? worker_fail(worker, LINK_EXIT_CONFIG, "%s", worker->trust_text)
+		: check_config(worker);
 
 	if (r == 0)
 		r = check_run(worker, &run);

@@ -35,6 +35,7 @@ struct saver {
 	struct model model;
 	struct run run;
 	int checkpoints_fd;
+	struct sign_key key; /* when there is a signing_key */
 };
 
 static bool still_valid(void *context)
@@ -144,6 +145,14 @@ static int open_model(struct saver *saver, struct error *err)
 	return state_check_identity(&saver->state, worker->start.run_id, &saver->model.digest, err);
 }
 
+/* Never unsigned instead: who wants signatures would find out too late. */
+static int open_key(struct saver *saver, struct error *err)
+{
+	const char *where = saver->worker->start.config.signing_key;
+
+	return where[0] != '\0' ? sign_key_read(where, &saver->key, err) : 0;
+}
+
 static int open_store(struct saver *saver, struct error *err)
 {
 	int r = run_load(saver->worker->run_fd, &saver->run, err);
@@ -202,12 +211,12 @@ static int say_saved(const struct saver *saver, const struct checkpoint_saved *s
 	snprintf(path, sizeof(path), "%s/checkpoints/%s" CHECKPOINT_SUFFIX, worker->start.run_dir,
 		saved->id);
 	r = worker_link_send(&worker->link,
-		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:b,s:b,s:I,s:b,s:I,s:I}}", "saved",
+		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:s,s:b,s:b,s:I,s:b,s:I,s:I}}", "saved",
 			"id", saved->id, "step", (json_int_t)saver->record.step, "branch",
 			(json_int_t)saver->record.branch, "root", root, "path", path, "bytes",
 			(json_int_t)saved->file_bytes, "readback",
-			saved->direct ? "direct" : "cache", "catalogued", (int)outcome->catalogued,
-			"already", (int)saved->already, "over_bytes",
+			saved->direct ? "direct" : "cache", "signer", saved->signer, "catalogued",
+			(int)outcome->catalogued, "already", (int)saved->already, "over_bytes",
 			(json_int_t)outcome->over_bytes, "stale", (int)stale, "ms_write",
 			(json_int_t)(saved->write_ns / NSEC_PER_MSEC), "ms_total",
 			(json_int_t)(saved->total_ns / NSEC_PER_MSEC)));
@@ -223,6 +232,7 @@ static int save(struct saver *saver)
 				     : state_section(&saver->state, saver->record.slot, 0),
 		.sums = saver->sums,
 		.table = &saver->model.table,
+		.key = worker->start.config.signing_key[0] != '\0' ? &saver->key : NULL,
 		.config = &saver->config,
 		.still_valid = saver->copy ? NULL : still_valid,
 		.context = saver,
@@ -269,11 +279,14 @@ int worker_save(struct worker *worker)
 		r = open_store(&saver, &err);
 	if (r == 0)
 		r = open_model(&saver, &err);
+	if (r == 0)
+		r = open_key(&saver, &err);
 	r = r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err) : save(&saver);
 	if (saver.checkpoints_fd >= 0)
 		sys_close(saver.checkpoints_fd);
 	if (saver.copy)
 		munmap(saver.copy, saver.state.header.block_bytes);
+	sign_key_wipe(&saver.key);
 	free(saver.sums);
 	model_fini(&saver.model);
 	run_fini(&saver.run);

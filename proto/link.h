@@ -25,6 +25,7 @@
  *   {"hello": {"role", "pid", "version", "fingerprint", "fingerprint_text"}}       once
  *   {"prepared": {"section_bytes", "param_count", "model_digest", "data_digest", "data_text",
  *                 "images", "classes", "branch", "catalog": "ok"|"created"|"rebuilt"|"migrated",
+ *                 "signer": public key in hex or "",
  *                 "checkpoints": verified on the line, "newest": {id, step, branch, root,
  * path}|null}}
  *   {"ready": {"step", "branch", "from": "memory"|"checkpoint"|"scratch", "checkpoint": id|"",
@@ -35,8 +36,8 @@
  *   {"finished": {"step"}}        steps_total is reached; exit code follows
  *   {"copied": {}}                the slot is needed no longer                     save
  *   {"saved": {"id", "step", "branch", "root", "path", "bytes", "readback": "direct"|"cache",
- *              "catalogued": bool, "already": bool, "over_bytes": beyond keep_bytes,
- *              "stale": the weights of the one before, "ms_write", "ms_total"}}    save
+ * "signer", "catalogued": bool, "already": bool, "over_bytes": beyond keep_bytes, "stale": the
+ * weights of the one before, "ms_write", "ms_total"}}    save
  *   {"scrub": {"id": begun, "bytes_done", "bytes_total"}}         verify, scrub: now and then
  *   {"verified": {"id", "ok": bool, "state", "text", "bytes"}}    verify, scrub: each
  *   {"sampled": {"path", "id", "step"}}                                            sample

@@ -10,6 +10,7 @@
 #include "proto/json.h"
 #include "store/checkpoint_header.h"
 #include "store/safetensors.h"
+#include "store/trust.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -179,12 +180,14 @@ static int metadata_digest(const struct st_header *header, const char *key, stru
 	return text != NULL && digest_from_hex(text, strlen(text), ret) == 0 ? 0 : -EBADMSG;
 }
 
-static int check_version(const struct st_header *header, struct error *err)
+static int check_version(
+	const struct st_header *header, struct checkpoint_info *info, struct error *err)
 {
 	uint64_t version;
 
 	if (metadata_number(header, "ckptd_format", &version) < 0 || version == 0)
 		return error_set(err, -EBADMSG, "it is not a checkpoint of ckptd");
+	info->is_signed = version >= CHECKPOINT_FORMAT_SIGNED;
 	if (version > CHECKPOINT_FORMAT_VERSION)
 		return error_set(err, -EPROTONOSUPPORT,
 			"its format is %llu, this program reads up to %d; use the newer program",
@@ -192,19 +195,46 @@ static int check_version(const struct st_header *header, struct error *err)
 	return 0;
 }
 
+/* The root is recomputed without its own digits and those of the signature. */
 static int check_root(const struct st_header *header, const char *json, size_t size,
-	struct digest *ret, struct error *err)
+	struct checkpoint_info *info, struct error *err)
 {
-	const char *value = checkpoint_header_find_root(json, size);
+	const char *value = checkpoint_header_find_root(json, size), *signature = NULL;
 	const char *said = st_header_metadata(header, "root");
 	struct digest computed;
 
-	if (value == NULL || metadata_digest(header, "root", ret) < 0 ||
+	if (info->is_signed) {
+		signature = checkpoint_header_find_signature(json, size);
+		if (signature == NULL)
+			return error_set(err, -EBADMSG, "its signature is missing");
+	}
+	if (value == NULL || metadata_digest(header, "root", &info->root) < 0 ||
 		memcmp(value, said, HEX) != 0)
 		return error_set(err, -EBADMSG, "its root is missing");
-	computed = checkpoint_header_root(json, size, value);
-	if (!digest_equal(&computed, ret))
+	computed = checkpoint_header_root(json, size, value, signature);
+	if (!digest_equal(&computed, &info->root))
 		return error_set(err, -EBADMSG, "its header does not match its root");
+	return 0;
+}
+
+/* A signature that is not the signer's over this root is damage: the root covers the signer. Whose
+ * it is comes last, so that only whole files are refused. */
+static int check_signature(
+	const struct st_header *header, struct checkpoint_info *info, struct error *err)
+{
+	const char *signer = st_header_metadata(header, "signer");
+	const char *text = st_header_metadata(header, "signature");
+	uint8_t signature[SIGN_BYTES];
+
+	if (!info->is_signed)
+		return 0;
+	if (signer == NULL || text == NULL || strlen(signer) != 2 * SIGN_PUBLIC_BYTES ||
+		strlen(text) != 2 * SIGN_BYTES ||
+		bytes_from_hex(signer, info->signer.bytes, SIGN_PUBLIC_BYTES) < 0 ||
+		bytes_from_hex(text, signature, SIGN_BYTES) < 0)
+		return error_set(err, -EBADMSG, "its signature is broken");
+	if (!checkpoint_header_signed(&info->signer, &info->root, signature))
+		return error_set(err, -EBADMSG, "its signature does not match its root");
 	return 0;
 }
 
@@ -387,9 +417,11 @@ static int read_content(const char *json, size_t size, const char *file_name,
 	rc = st_header_parse(json, size, info->file_bytes - info->data_offset, &header, err);
 	if (rc < 0)
 		return rc;
-	rc = check_version(&header, err);
+	rc = check_version(&header, info, err);
 	if (rc == 0)
-		rc = check_root(&header, json, size, &info->root, err);
+		rc = check_root(&header, json, size, info, err);
+	if (rc == 0)
+		rc = check_signature(&header, info, err);
 	if (rc == 0 && info->data_offset % CHECKPOINT_DATA_ALIGN != 0)
 		rc = error_set(err, -EBADMSG, "its data do not begin at a whole page");
 	if (rc == 0)
@@ -402,6 +434,8 @@ static int read_content(const char *json, size_t size, const char *file_name,
 		rc = read_chunks(&header, info, err);
 	if (rc == 0)
 		rc = read_config(&header, &info->config, err);
+	if (rc == 0)
+		rc = trust_check(info->is_signed ? &info->signer : NULL, err);
 	st_header_fini(&header);
 	return rc;
 }

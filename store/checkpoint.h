@@ -6,6 +6,7 @@
 #include "base/config.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/sign.h"
 #include "base/tensor_table.h"
 #include "proto/state.h"
 
@@ -13,7 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define CHECKPOINT_FORMAT_VERSION 1
+#define CHECKPOINT_FORMAT_SIGNED 2  /* carries a signature; without one it is version 1 */
+#define CHECKPOINT_FORMAT_VERSION 2 /* the newest that is read */
 #define CHECKPOINT_CHUNK_BYTES ((uint64_t)4 << 20)
 #define CHECKPOINT_ID_SIZE 32 /* "step-000012000-b0002" */
 #define CHECKPOINT_SUFFIX ".safetensors"
@@ -42,6 +44,8 @@ struct checkpoint_info {
 	struct digest root, parent_root;
 	bool has_weights_digest; /* files of before have none */
 	struct digest weights_digest;
+	bool is_signed;
+	struct sign_public signer; /* its signature has been verified */
 	char created[CLOCK_TEXT_SIZE];
 	uint64_t file_bytes, data_offset, block_bytes, section_bytes;
 	uint32_t chunk_count;
@@ -52,7 +56,8 @@ struct checkpoint_info {
 void checkpoint_info_fini(struct checkpoint_info *info);
 
 /* Opens (O_NOFOLLOW, regular, one link, of our uid, root's or the folder's), parses and checks the
- * header against the root's rules that need no data. The error class tells recovery what to write
+ * header against the root's rules that need no data, and whether its signer is trusted
+ * (store/trust.h). The error class tells recovery what to write
  * down: -EBADMSG corrupt, -EPROTONOSUPPORT refused, others unreadable. Returns the descriptor; as
  * long as it is open, retention leaves the file alone (flock, shared). */
 int checkpoint_open(
@@ -92,6 +97,7 @@ struct checkpoint_source {
 	const struct tensor_table *table;
 	const struct config *config;
 	struct digest parent_root;
+	const struct sign_key *key; /* NULL: not signed */
 	bool (*still_valid)(void *context);
 	void *context;
 	uint32_t attempt;
@@ -109,6 +115,7 @@ struct checkpoint_saved {
 	char id[CHECKPOINT_ID_SIZE];
 	struct digest root;
 	char created[CLOCK_TEXT_SIZE];
+	char signer[SIGN_PUBLIC_HEX_SIZE]; /* "": not signed */
 	uint64_t file_bytes;
 	bool already; /* this (branch, step) had been published before, and still verifies */
 	bool direct;  /* read back with O_DIRECT, else cache dropped first */

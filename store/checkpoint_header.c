@@ -11,9 +11,12 @@
 #include <string.h>
 
 #define ROOT_DOMAIN "ckptd checkpoint root 1"
+#define SIGNATURE_DOMAIN "ckptd checkpoint signature 1"
 #define ROOT_MARK ",\"root\":\""
+#define SIGNATURE_MARK ",\"signature\":\""
 #define CHUNKS_MARK ",\"chunk_digests\":\""
 #define HEX (DIGEST_HEX_SIZE - 1)
+#define SIGNATURE_HEX ((size_t)2 * SIGN_BYTES)
 
 static int set_text(json_t *object, const char *key, const char *value)
 {
@@ -87,6 +90,18 @@ static int set_digests(
 	return rc;
 }
 
+static int set_signature(json_t *metadata, const struct sign_key *key)
+{
+	char signer[SIGN_PUBLIC_HEX_SIZE], zeros[SIGNATURE_HEX + 1];
+
+	if (key == NULL)
+		return 0;
+	memset(zeros, '0', SIGNATURE_HEX);
+	zeros[SIGNATURE_HEX] = '\0';
+	sign_public_hex(&key->public, signer);
+	return set_text(metadata, "signer", signer) | set_text(metadata, "signature", zeros);
+}
+
 static json_t *build_metadata(
 	const struct checkpoint_source *source, const char *created, uint32_t chunk_count)
 {
@@ -94,10 +109,11 @@ static json_t *build_metadata(
 	int rc;
 
 	rc = set_text(metadata, "format", "pt") |
-		set_number(metadata, "ckptd_format", CHECKPOINT_FORMAT_VERSION) |
+		set_number(metadata, "ckptd_format",
+			source->key != NULL ? CHECKPOINT_FORMAT_SIGNED : 1) |
 		set_text(metadata, "created", created) | set_readable(metadata, source->record) |
 		set_config(metadata, source->config) | set_record(metadata, source->record) |
-		set_digests(metadata, source, chunk_count);
+		set_digests(metadata, source, chunk_count) | set_signature(metadata, source->key);
 	if (rc == 0)
 		return metadata;
 	json_decref(metadata);
@@ -189,6 +205,13 @@ const char *checkpoint_header_find_root(const char *json, size_t size)
 	return value != NULL && (size_t)(json + size - value) > HEX ? value : NULL;
 }
 
+const char *checkpoint_header_find_signature(const char *json, size_t size)
+{
+	const char *value = find_only(json, size, SIGNATURE_MARK);
+
+	return value != NULL && (size_t)(json + size - value) > SIGNATURE_HEX ? value : NULL;
+}
+
 int checkpoint_header_build(const struct checkpoint_source *source, const char *created,
 	struct checkpoint_header *ret, struct error *err)
 {
@@ -214,28 +237,70 @@ int checkpoint_header_build(const struct checkpoint_source *source, const char *
 	json = (char *)ret->bytes + HEADER_LENGTH_BYTES;
 	ret->root = (char *)checkpoint_header_find_root(json, ret->size - HEADER_LENGTH_BYTES);
 	ret->chunk_digests = (char *)find_only(json, ret->size - HEADER_LENGTH_BYTES, CHUNKS_MARK);
+	ret->key = source->key;
+	ret->signature = (char *)checkpoint_header_find_signature(
+		json, ret->size - HEADER_LENGTH_BYTES);
 	CHECK(ret->root != NULL && ret->chunk_digests != NULL);
+	CHECK((ret->key != NULL) == (ret->signature != NULL));
 	return 0;
 }
 
-struct digest checkpoint_header_root(const char *json, size_t size, const char *root_value)
+/* JSON from *at to value, then zeros for its digits. */
+static void add_hole(
+	struct digest_stream *stream, const char **at, const char *value, size_t digits)
+{
+	char zeros[SIGNATURE_HEX];
+
+	CHECK(value >= *at && digits <= sizeof(zeros));
+	memset(zeros, '0', digits);
+	digest_add(stream, *at, (size_t)(value - *at));
+	digest_add(stream, zeros, digits);
+	*at = value + digits;
+}
+
+struct digest checkpoint_header_root(
+	const char *json, size_t size, const char *root, const char *signature)
 {
 	struct digest_stream stream;
 	uint8_t length[HEADER_LENGTH_BYTES];
-	char zeros[HEX];
-	size_t before = (size_t)(root_value - json);
+	const char *at = json;
 
-	CHECK(before + HEX <= size);
-	memset(zeros, '0', sizeof(zeros));
 	for (int i = 0; i < HEADER_LENGTH_BYTES; i++)
 		length[i] = (uint8_t)((uint64_t)size >> (8 * i));
 	digest_begin(&stream);
 	digest_add(&stream, ROOT_DOMAIN, sizeof(ROOT_DOMAIN));
 	digest_add(&stream, length, sizeof(length));
-	digest_add(&stream, json, before);
-	digest_add(&stream, zeros, sizeof(zeros));
-	digest_add(&stream, root_value + HEX, size - before - HEX);
+	if (signature != NULL && signature < root)
+		add_hole(&stream, &at, signature, SIGNATURE_HEX);
+	add_hole(&stream, &at, root, HEX);
+	if (signature != NULL && signature > root)
+		add_hole(&stream, &at, signature, SIGNATURE_HEX);
+	CHECK(at <= json + size);
+	digest_add(&stream, at, size - (size_t)(at - json));
 	return digest_end(&stream);
+}
+
+/* What is signed: the domain with its NUL, then the root. */
+struct signed_text {
+	char domain[sizeof(SIGNATURE_DOMAIN)];
+	struct digest root;
+};
+_Static_assert(sizeof(struct signed_text) == sizeof(SIGNATURE_DOMAIN) + DIGEST_SIZE, "no gap");
+
+void checkpoint_header_sign(
+	const struct sign_key *key, const struct digest *root, uint8_t ret[SIGN_BYTES])
+{
+	const struct signed_text text = {SIGNATURE_DOMAIN, *root};
+
+	sign_make(key, &text, sizeof(text), ret);
+}
+
+bool checkpoint_header_signed(const struct sign_public *signer, const struct digest *root,
+	const uint8_t signature[SIGN_BYTES])
+{
+	const struct signed_text text = {SIGNATURE_DOMAIN, *root};
+
+	return sign_verify(signer, &text, sizeof(text), signature);
 }
 
 void checkpoint_header_finish(
@@ -248,9 +313,18 @@ void checkpoint_header_finish(
 		digest_to_hex(&chunks[i], hex);
 		memcpy(header->chunk_digests + (size_t)i * HEX, hex, HEX);
 	}
-	*ret_root = checkpoint_header_root(json, header->size - HEADER_LENGTH_BYTES, header->root);
+	*ret_root = checkpoint_header_root(
+		json, header->size - HEADER_LENGTH_BYTES, header->root, header->signature);
 	digest_to_hex(ret_root, hex);
 	memcpy(header->root, hex, HEX);
+	if (header->signature != NULL) {
+		uint8_t signature[SIGN_BYTES];
+		char signature_hex[SIGNATURE_HEX + 1];
+
+		checkpoint_header_sign(header->key, ret_root, signature);
+		bytes_to_hex(signature, sizeof(signature), signature_hex);
+		memcpy(header->signature, signature_hex, SIGNATURE_HEX);
+	}
 }
 
 void checkpoint_header_fini(struct checkpoint_header *header)

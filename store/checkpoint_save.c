@@ -88,6 +88,8 @@ static void answer(struct save *save, const struct checkpoint_info *info, const 
 	ret->root = *root;
 	snprintf(ret->created, sizeof(ret->created), "%s", info->created);
 	ret->file_bytes = info->file_bytes;
+	if (info->is_signed)
+		sign_public_hex(&info->signer, ret->signer);
 }
 
 /* 1 and the answer when this (branch, step) stands already and its bytes still verify: a (branch,
@@ -419,6 +421,9 @@ static int commit(struct save *save, const char *created, struct checkpoint_save
 		return told(save, rc);
 	save->made = NULL;
 	snprintf(info.created, sizeof(info.created), "%s", created);
+	info.is_signed = save->source->key != NULL;
+	if (info.is_signed)
+		info.signer = save->source->key->public;
 	answer(save, &info, &root, ret);
 	ret->direct = !atomic_load(&save->cached);
 	ret->write_ns = synced - begun;

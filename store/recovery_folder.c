@@ -92,6 +92,8 @@ void recovery_row_of_info(const struct recovery_folder *folder, const struct che
 	ret->trained_seconds = info->record.trained_ns / (uint64_t)NSEC_PER_SEC;
 	ret->keep = scan_keeps(&folder->scan, &info->root);
 	snprintf(ret->created, sizeof(ret->created), "%s", info->created);
+	if (info->is_signed)
+		sign_public_hex(&info->signer, ret->signer);
 }
 
 void recovery_row_carry(const struct catalog_row *old, struct catalog_row *ret)

@@ -200,6 +200,7 @@ static void row_of_saved(const struct cleaning *cleaning, const struct checkpoin
 	ret->trained_seconds = record->trained_ns / (uint64_t)NSEC_PER_SEC;
 	ret->keep = scan_keeps(&cleaning->folder.scan, &saved->root);
 	snprintf(ret->created, sizeof(ret->created), "%s", saved->created);
+	snprintf(ret->signer, sizeof(ret->signer), "%s", saved->signer);
 	catalog_row_verified_now(ret);
 	/* A second save of a step answers with the first, and has only read it. */
 	if (saved->already)

@@ -309,6 +309,8 @@ static void take_prepared(struct supervisor *sup, const json_t *body)
 	prepared->classes = (uint64_t)json_get_int(body, "classes", 0);
 	snprintf(prepared->data_text, sizeof(prepared->data_text), "%s",
 		json_get_text(body, "data_text", ""));
+	snprintf(prepared->signer, sizeof(prepared->signer), "%s",
+		json_get_text(body, "signer", ""));
 	if (prepared->section_bytes == 0 || prepared->section_bytes > (UINT64_C(1) << 46) ||
 		prepared->section_bytes % SECTION_ALIGN != 0 ||
 		digest_from_hex(digest, strlen(digest), &prepared->model_digest) < 0) {

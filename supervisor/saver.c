@@ -262,6 +262,9 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	snprintf(newest->root, sizeof(newest->root), "%s", json_get_text(body, "root", ""));
 	snprintf(newest->path, sizeof(newest->path), "%s", json_get_text(body, "path", ""));
 	newest->wall_ns = clock_wall_ns();
+	/* A reload may have changed the key. */
+	snprintf(sup->prepared.signer, sizeof(sup->prepared.signer), "%s",
+		json_get_text(body, "signer", ""));
 	note_over(sup, (uint64_t)json_get_int(body, "over_bytes", 0));
 	if (!saver->already)
 		note_stale(sup, json_get_bool(body, "stale", false));

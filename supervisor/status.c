@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STATUS_MEMBERS 32 /* of the type Status */
+#define STATUS_MEMBERS 33 /* of the type Status */
 
 static int64_t rss_bytes(pid_t pid)
 {
@@ -263,6 +263,9 @@ json_t *status_json(const struct supervisor *sup)
 	add_object(status, "save", save_json(sup, now_ns));
 	add_object(status, "scrub", scrub_json(sup));
 	add_object(status, "slots", slots_json(sup));
+	add_object(status, "signing",
+		json_pack("{s:o, s:b}", "signer", text_json(sup->prepared.signer), "required",
+			sup->config.require_signature));
 	add_object(status, "engine", engine_json(sup));
 	add_object(status, "storage",
 		json_pack("{s:b, s:o, s:I}", "ok", !sup->storage_bad, "text",

@@ -60,6 +60,7 @@ struct prepared {
 	uint64_t section_bytes, param_count;
 	struct digest model_digest;
 	char data_text[TEXT_MAX];
+	char signer[DIGEST_HEX_SIZE]; /* public key; "": checkpoints are not signed */
 	uint64_t images, classes;
 };
 
