@@ -543,7 +543,7 @@ static void header_must_agree_with_itself(void **state)
 		int result;
 	} edits[] = {
 		{"\"format\":\"pt\"", "\"format\":\"pt\"", 0},
-		{"\"ckptd_format\":\"1\"", "\"ckptd_format\":\"2\"", -EPROTONOSUPPORT},
+		{"\"ckptd_format\":\"1\"", "\"ckptd_format\":\"3\"", -EPROTONOSUPPORT},
 		{"\"ckptd_format\":\"1\"", "\"ckptd_format\":\"0\"", -EBADMSG},
 		{"\"ckptd_format\":\"1\"", "\"ckptd_fOrmat\":\"1\"", -EBADMSG},
 		{"\"chunk_bytes\":\"4194304\"", "\"chunk_bytes\":\"4194303\"", -EBADMSG},
