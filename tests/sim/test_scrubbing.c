@@ -330,6 +330,26 @@ static void a_scrub_never_holds_up_the_end_of_the_daemon(void **state)
 	assert_int_equal(sim_wait_for_end(fx), 0);
 }
 
+static void no_scrub_begins_while_a_stop_is_under_way(void **state)
+{
+	struct fixture *fx = *state;
+	char id[64];
+
+	train_and_save(fx, 1, id);
+	sim_await_only(fx, "training", sim_number_of(fx, "step") + 1, 0);
+	sim_behave(fx, "save_wait_ms 3600000\n");
+	kill(fx->ckptd, SIGPWR);
+	sim_await_only(fx, "pausing", 1, 0);
+	json_t *reply = sim_call(fx, "Scrub", json_pack("{s:b}", "wait", 1));
+
+	assert_string_equal(json_get_text(reply, "error", ""), "io.ckptd.Training.Busy");
+	json_decref(reply);
+	json_t *now = sim_status(fx);
+
+	assert_false(json_get_bool(json_object_get(now, "scrub"), "running", true));
+	json_decref(now);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -340,6 +360,7 @@ int main(int argc, char **argv)
 		SIM_TEST(p1_a_corrupt_last_checkpoint_is_trained_again),
 		SIM_TEST(p1_a_killed_scrub_costs_one_reading),
 		SIM_TEST(a_scrub_never_holds_up_the_end_of_the_daemon),
+		SIM_TEST(no_scrub_begins_while_a_stop_is_under_way),
 	};
 	int code;
 
