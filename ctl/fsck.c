@@ -6,9 +6,11 @@
 #include "ctl/text.h"
 #include "store/fsck.h"
 #include "store/run.h"
+#include "store/trust.h"
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -55,14 +57,41 @@ static void print_summary(const struct ctl *ctl, const struct fsck_summary *summ
 			summary->left);
 }
 
+/* Who is trusted stands in the configuration that was accepted last. Keys that only the service can
+ * read leave each signature to speak for itself. */
+static void take_trust(struct talk *talk, const char *dir)
+{
+	char path[PATH_MAX], text[2 * ERROR_TEXT_MAX];
+	struct config config;
+	struct trust trust;
+	struct error err = {{0}};
+	int r;
+
+	config_defaults(&config);
+	if (snprintf(path, sizeof(path), "%s/last-good.conf", dir) >= (int)sizeof(path) ||
+		access(path, F_OK) < 0)
+		return;
+	r = config_parse_file(&config, path, &err);
+	if (r == 0)
+		r = trust_read(&config, &trust, &err);
+	if (r == 0) {
+		trust_set(&trust);
+		return;
+	}
+	snprintf(text, sizeof(text), "signers are not compared: %s", err.text);
+	report(talk, FSCK_NOTE, text);
+}
+
 static int look(struct ctl *ctl, const char *dir, int run_fd, bool repair,
 	struct fsck_summary *summary, struct error *err)
 {
 	AUTO_JSON findings = ctl->json ? json_array() : NULL;
 	struct talk talk = {ctl, findings};
 	const struct fsck_options options = {.repair = repair, .report = report, .context = &talk};
-	int r = fsck_run(dir, run_fd, &options, summary, err);
+	int r;
 
+	take_trust(&talk, dir);
+	r = fsck_run(dir, run_fd, &options, summary, err);
 	if (r == 0 && ctl->json) {
 		AUTO_JSON object = json_pack("{s:O,s:I,s:I,s:I}", "findings", findings, "read",
 			(json_int_t)summary->read_count, "found", (json_int_t)summary->found,

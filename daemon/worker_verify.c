@@ -96,8 +96,12 @@ static int read_all(struct worker *worker, double rate_mib)
 		.report = report,
 		.context = &reading};
 	struct error err;
-	int r = scrub_run(
-		worker->start.run_dir, worker->run_fd, worker->start.run_id, &options, &err);
+	int r;
+
+	/* Without the keys all would be refused, and none of them for what it is. */
+	if (worker->trust_code < 0)
+		return worker_fail(worker, LINK_EXIT_TRANSIENT, "%s", worker->trust_text);
+	r = scrub_run(worker->start.run_dir, worker->run_fd, worker->start.run_id, &options, &err);
 
 	if (r == -ECANCELED)
 		return worker_fail(worker, LINK_EXIT_FAILED, "stopped before all were read");

@@ -189,6 +189,8 @@ static void check_good(
 		tell(fsck, FSCK_FOUND, "%s: its row speaks of another file", name);
 	else if (row->state == CHECKPOINT_DELETED)
 		tell(fsck, FSCK_FOUND, "%s: its deletion was cut short", name);
+	else if (row->state == CHECKPOINT_REFUSED)
+		tell(fsck, FSCK_NOTE, "%s: it is whole, and was refused: %s", name, row->text);
 	else if (row->state != CHECKPOINT_VERIFIED && row->state != CHECKPOINT_FOUND)
 		tell(fsck, FSCK_FOUND, "%s: it is whole, and the catalog calls it %s", name,
 			checkpoint_state_name(row->state));

@@ -1,7 +1,8 @@
 /* A run's folder compared with itself, offline: run.json, branch files, catalog, every checkpoint
  * against its digests and its row, what saves and deletions left behind. To repair is to do what a
  * start would do, and to write down what was read. It never deletes a checkpoint but one whose row
- * says that retention has decided so. Under the run lock, which the caller holds. */
+ * says that retention has decided so. Under the run lock, which the caller holds; signers are
+ * judged by the process's policy (store/trust.h). */
 #pragma once
 
 #include "base/error.h"

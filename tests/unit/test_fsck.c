@@ -4,6 +4,7 @@
 #include "tests/unit/store_fixture.h"
 
 #include "store/fsck.h"
+#include "store/trust.h"
 
 #include <sqlite3.h>
 
@@ -322,6 +323,26 @@ static void what_the_catalog_says_of_a_bad_file_is_no_finding(void **state)
 	fixture_expect_load(fx, 1, 10);
 }
 
+/* Whoever looks without the keys does not overrule who had them. */
+static void p10_what_was_refused_for_its_signer_stays_so(void **state)
+{
+	const struct trust signed_only = {.require = true}, anybody = {0};
+	struct fixture *fx = *state;
+	struct fsck_summary summary;
+	struct told told;
+
+	trust_set(&signed_only);
+	summary = fsck(fx, true, &told);
+	trust_set(&anybody);
+	assert_int_equal(summary.found, 2);
+	assert_int_equal(summary.left, 0);
+	assert_non_null(strstr(told.found, ": refused, and the catalog calls it verified"));
+	summary = fsck(fx, true, &told);
+	assert_int_equal(summary.found, 0);
+	assert_non_null(strstr(told.notes, ": it is whole, and was refused: "));
+	assert_int_equal(fixture_row_state(fx, 1, 10), CHECKPOINT_REFUSED);
+}
+
 static void what_cannot_be_read_is_left(void **state)
 {
 	struct fixture *fx = *state;
@@ -344,6 +365,8 @@ int main(void)
 		cmocka_unit_test(p8_each_thing_is_found_repaired_and_then_clean),
 		cmocka_unit_test_setup_teardown(
 			what_the_catalog_says_of_a_bad_file_is_no_finding, make, fixture_teardown),
+		cmocka_unit_test_setup_teardown(
+			p10_what_was_refused_for_its_signer_stays_so, make, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			what_cannot_be_read_is_left, make, fixture_teardown),
 	};

@@ -4,6 +4,7 @@
 #include "tests/unit/store_fixture.h"
 
 #include "store/scrub.h"
+#include "store/trust.h"
 
 #define DAY (86400 * NSEC_PER_SEC)
 #define WEEK (7 * DAY)
@@ -392,6 +393,25 @@ static void p1_one_error_of_the_disk_is_no_verdict(void **state)
 	assert_int_equal(fixture_row_state(fx, 1, 10), CHECKPOINT_VERIFIED);
 }
 
+/* What is not trusted is refused unread, and counts again when it is. */
+static void p10_who_is_not_trusted_is_refused_by_a_scrub_too(void **state)
+{
+	const struct trust signed_only = {.require = true}, anybody = {0};
+	struct fixture *fx = *state;
+	struct seen seen = {.fx = fx};
+
+	trust_set(&signed_only);
+	PASS(scrub(&seen, NULL));
+	trust_set(&anybody);
+	assert_string_equal(seen.order, "20 refused, 10 refused, 30 refused, ");
+	assert_int_equal(seen.chunks, 0);
+	assert_int_equal(fixture_row_state(fx, 1, 30), CHECKPOINT_REFUSED);
+	assert_true(fixture_told(fx, "require_signature"));
+	seen = (struct seen){.fx = fx};
+	PASS(scrub(&seen, NULL));
+	assert_int_equal(fixture_row_state(fx, 1, 30), CHECKPOINT_VERIFIED);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup_three, fixture_teardown)
 
 int main(void)
@@ -410,6 +430,7 @@ int main(void)
 		TEST(p7_retention_meanwhile_is_not_undone),
 		TEST(p7_a_deletion_under_way_is_not_undone),
 		TEST(p1_one_error_of_the_disk_is_no_verdict),
+		TEST(p10_who_is_not_trusted_is_refused_by_a_scrub_too),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
