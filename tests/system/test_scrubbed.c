@@ -84,6 +84,21 @@ static void expect_marked(struct rig *rig, const char *id, int64_t corrupt)
 	assert_int_equal(json_get_int(status, "restarts", -1), 0);
 }
 
+static bool is_waiting_for_its_turn(const json_t *status, int64_t value)
+{
+	const json_t *scrub = json_object_get(status, "scrub");
+
+	return json_get_bool(scrub, "running", false) && json_get_int(scrub, "bytes_done", 0) > 0;
+}
+
+/* At a pace of days it is done with the first file and waits; the end of the daemon does not. */
+static void expect_stopped(struct rig *rig)
+{
+	expect_ctl(rig, "scrub", "--json", 0, "\"running\": true");
+	rig_wait(rig, "a scrub under way", is_waiting_for_its_turn, 0);
+	assert_int_equal(rig_stop(rig), 0);
+}
+
 static void p1_a_flipped_bit_is_found_under_a_running_daemon(void **unused)
 {
 	char ids[SAVES][64], path[PATH_SIZE], text[256], newest[64], from[96];
@@ -127,12 +142,14 @@ static void p1_a_flipped_bit_is_found_under_a_running_daemon(void **unused)
 	expect_ctl(&rig, "verify", path, 1, "  BAD  ");
 	expect_ctl(&rig, "verify", "./no/such.safetensors", 1, "no/such.safetensors  BAD");
 	expect_fsck(&rig, newest);
+	rig_set(&rig, "scrub_rate", "0.001");
 	rig_start(&rig, NULL);
 	rig_wait(&rig, "a trainer at work", is_training, 0);
 	expect_ctl(&rig, "fsck", rig.run_dir, 8, "end it first");
 	snprintf(from, sizeof(from), "goes on from checkpoint at step %lld on branch 1",
 		(long long)whole_step);
 	assert_true(rig_event(&rig, "training", from, 0, text) > 0);
+	expect_stopped(&rig);
 	rig_close(&rig);
 }
 
