@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ROUNDS_MAX 3 /* of one file that changes under the hands */
+
 struct scrub {
 	const char *run_dir;
 	const uint8_t *run_id;
@@ -235,6 +237,26 @@ static bool may_change(const struct catalog_row *old, const struct verdict *verd
 		old->state == CHECKPOINT_REFUSED;
 }
 
+/* Its header could not be used, and now it can: a save has put another file there since, or the
+ * reading was at fault. Asked with the catalog held, so the save's own row comes after ours. */
+static bool is_another_now(const struct scrub *scrub, const struct verdict *verdict)
+{
+	struct checkpoint_info info;
+	char id[CHECKPOINT_ID_SIZE], name[SCAN_NAME_MAX];
+	int fd;
+
+	if (verdict->info != NULL || verdict->state != CHECKPOINT_CORRUPT)
+		return false;
+	checkpoint_id_format(verdict->item->step, verdict->item->branch, id);
+	snprintf(name, sizeof(name), "%s%s", id, CHECKPOINT_SUFFIX);
+	fd = checkpoint_open(scrub->folder.fd, name, &info, NULL);
+	if (fd < 0)
+		return false;
+	sys_close(fd);
+	checkpoint_info_fini(&info);
+	return true;
+}
+
 static void make_row(const struct scrub *scrub, const struct verdict *verdict,
 	const struct catalog_row *old, struct catalog_row *ret)
 {
@@ -294,6 +316,8 @@ static int put_row(const struct scrub *scrub, struct catalog *catalog,
 		rc = 0;
 	if (rc == 0 && known && !may_change(&old, verdict))
 		return catalog_end(catalog, -ECANCELED, err);
+	if (rc == 0 && is_another_now(scrub, verdict))
+		return catalog_end(catalog, -ESTALE, err);
 	make_row(scrub, verdict, known ? &old : NULL, &row);
 	if (rc == 0)
 		rc = catalog_put(catalog, &row, err);
@@ -304,7 +328,7 @@ static int put_row(const struct scrub *scrub, struct catalog *catalog,
 }
 
 /* A row that cannot be written is told; the verdict stands without it. -ECANCELED: it is not about
- * this file any more. */
+ * this file any more. -ESTALE: there is another, or the same to be read again. */
 static int write_down(const struct scrub *scrub, const struct verdict *verdict)
 {
 	struct catalog *catalog = NULL;
@@ -315,7 +339,7 @@ static int write_down(const struct scrub *scrub, const struct verdict *verdict)
 	if (rc == 0)
 		rc = put_row(scrub, catalog, verdict, &err);
 	catalog_close(catalog);
-	if (rc == 0 || rc == -ECANCELED)
+	if (rc == 0 || rc == -ECANCELED || rc == -ESTALE)
 		return rc;
 	checkpoint_id_format(verdict->item->step, verdict->item->branch, id);
 	recovery_tell(scrub->options->report, scrub->options->context, "catalog", "warning",
@@ -326,12 +350,14 @@ static int write_down(const struct scrub *scrub, const struct verdict *verdict)
 
 /* -- the walk -- */
 
+/* 1: to be read again. */
 static int conclude(const struct scrub *scrub, const struct verdict *verdict)
 {
 	char id[CHECKPOINT_ID_SIZE];
+	int rc = write_down(scrub, verdict);
 
-	if (write_down(scrub, verdict) == -ECANCELED)
-		return 0;
+	if (rc < 0)
+		return rc == -ESTALE;
 	checkpoint_id_format(verdict->item->step, verdict->item->branch, id);
 	return scrub->options->result(scrub->options->context,
 		&(struct scrub_result){.id = id,
@@ -356,6 +382,7 @@ static int conclude_gone(const struct scrub *scrub, const struct scrub_item *ite
 	return rc == 0 && is_kept(&row) ? conclude(scrub, &verdict) : 0;
 }
 
+/* As conclude. */
 static int check_item(const struct scrub *scrub, const struct scrub_item *item, struct error *err)
 {
 	const struct scrub_options *options = scrub->options;
@@ -391,8 +418,10 @@ static int check_item(const struct scrub *scrub, const struct scrub_item *item, 
 static int walk(struct scrub *scrub, struct error *err)
 {
 	for (uint32_t i = 0; i < scrub->count; i++) {
-		int rc = check_item(scrub, &scrub->items[i], err);
+		int rc = 1;
 
+		for (int round = 0; rc > 0 && round < ROUNDS_MAX; round++)
+			rc = check_item(scrub, &scrub->items[i], err);
 		if (rc < 0)
 			return rc;
 		scrub->done_bytes += scrub->items[i].file_bytes;

@@ -393,6 +393,22 @@ static void p1_one_error_of_the_disk_is_no_verdict(void **state)
 	assert_int_equal(fixture_row_state(fx, 1, 10), CHECKPOINT_VERIFIED);
 }
 
+/* Both readings of a header wrong: a third, before it is written down, is of a whole file. So is it
+ * when a save has put another one there meanwhile. */
+static void p1_a_header_is_looked_at_once_more_before_it_is_marked(void **state)
+{
+	struct fixture *fx = *state;
+	struct seen seen = {.fx = fx};
+
+	assert_int_equal(sys_fault_plan("pread:2:flip,pread:4:flip"), 0);
+	PASS(scrub(&seen, "step-000000020-b0001"));
+	assert_int_equal(sys_fault_fired(), 2);
+	sys_fault_plan(NULL);
+	assert_string_equal(seen.order, "20 verified, ");
+	assert_int_equal(fixture_row_state(fx, 1, 20), CHECKPOINT_VERIFIED);
+	assert_string_equal(fx->log, "");
+}
+
 /* What is not trusted is refused unread, and counts again when it is. */
 static void p10_who_is_not_trusted_is_refused_by_a_scrub_too(void **state)
 {
@@ -430,6 +446,7 @@ int main(void)
 		TEST(p7_retention_meanwhile_is_not_undone),
 		TEST(p7_a_deletion_under_way_is_not_undone),
 		TEST(p1_one_error_of_the_disk_is_no_verdict),
+		TEST(p1_a_header_is_looked_at_once_more_before_it_is_marked),
 		TEST(p10_who_is_not_trusted_is_refused_by_a_scrub_too),
 	};
 
