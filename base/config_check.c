@@ -142,5 +142,9 @@ int config_check(const struct config *config, struct error *err)
 			"[model] init is empty: give 'pytorch', 'zero_out' or a diffusers folder");
 	if (!*config->state_dir)
 		return error_set(err, -EINVAL, "[service] state_dir is empty: name a folder");
+	if (*config->mirror && *config->mirror != '/')
+		return error_set(err, -EINVAL,
+			"[checkpoint] mirror = %s: give an absolute path, such as /mnt/mirror",
+			config->mirror);
 	return check_model(config, err);
 }

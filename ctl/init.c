@@ -1,12 +1,26 @@
 /* `ckptctl init`: a new run for a service that starts later. */
 #include "ctl/verbs.h"
 
+#include "ctl/mirror.h"
 #include "ctl/setup.h"
 #include "ctl/text.h"
 #include "store/run.h"
 
 #include <errno.h>
 #include <unistd.h>
+
+struct origin {
+	struct ctl *ctl;
+	const char *mirror;
+};
+
+static int make_from_mirror(
+	void *context, const char *dir, int run_fd, const struct config *config, struct error *err)
+{
+	const struct origin *origin = context;
+
+	return mirror_into_folder(origin->ctl, origin->mirror, dir, run_fd, config, err);
+}
 
 int verb_init(struct ctl *ctl, const struct args *args)
 {
@@ -15,7 +29,13 @@ int verb_init(struct ctl *ctl, const struct args *args)
 	bool created;
 	char dir[PATH_MAX];
 
+	struct origin origin = {ctl, args_text(args, "from-mirror")};
 	int r = setup_read(ctl, args, &setup, &err);
+
+	if (origin.mirror != NULL) {
+		setup.make = make_from_mirror;
+		setup.context = &origin;
+	}
 	if (r == 0)
 		r = setup_become_owner(setup.dir, &err);
 	int run_fd = r < 0 ? r : setup_folder(&setup, &created, &err);
@@ -28,6 +48,6 @@ int verb_init(struct ctl *ctl, const struct args *args)
 		error_set(&err, -EEXIST, "there is a run in %s already", dir);
 		return ctl_fail(ctl, -EEXIST, &err);
 	}
-	fprintf(ctl->out, "new run in %s\n", dir);
+	fprintf(ctl->out, "%s in %s\n", origin.mirror != NULL ? "the run is" : "new run", dir);
 	return CTL_OK;
 }

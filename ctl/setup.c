@@ -77,6 +77,11 @@ static int make_run(int run_fd, const struct setup *setup, bool *ret_created, st
 	struct run run;
 	int r = run_load(run_fd, &run, err);
 
+	if (r == -ENOENT && setup->make != NULL) {
+		r = setup->make(setup->context, setup->dir, run_fd, &setup->config, err);
+		*ret_created = r == 0;
+		return r;
+	}
 	if (r == -ENOENT)
 		r = run_remake(run_fd, &run, err);
 	if (r == -ENOENT) {

@@ -12,6 +12,10 @@ struct setup {
 	struct config config;
 	char config_path[PATH_MAX]; /* "": none */
 	char dir[PATH_MAX];         /* absolute, once setup_folder has made it */
+	/* How a folder without a run gets one; NULL: a new one. */
+	int (*make)(void *context, const char *dir, int run_fd, const struct config *config,
+		struct error *err);
+	void *context;
 };
 
 /* --config FILE (or, without it, what the run was last trained with), then --set in order, then the

@@ -61,6 +61,7 @@ static void read_checkpoints(const json_t *status, struct look *ret)
 static void read_machine(const json_t *status, struct look *ret)
 {
 	const json_t *slots = json_object_get(status, "slots");
+	const json_t *mirror = json_object_get(status, "mirror");
 	const json_t *engine = json_object_get(status, "engine");
 	const json_t *storage = json_object_get(status, "storage");
 	const json_t *preview = json_object_get(status, "preview");
@@ -68,6 +69,10 @@ static void read_machine(const json_t *status, struct look *ret)
 	ret->slots = count_of(slots, "count");
 	ret->slot_bytes = count_of(slots, "bytes");
 	CLEAN(slots, "text", ret->slots_text);
+	CLEAN(mirror, "state", ret->mirror_state);
+	CLEAN(mirror, "newest", ret->mirror_newest);
+	CLEAN(mirror, "last_error", ret->mirror_error);
+	ret->mirror_behind = count_of(mirror, "behind");
 	CLEAN(json_object_get(status, "signing"), "signer", ret->signer);
 	ret->signature_required = json_get_bool(
 		json_object_get(status, "signing"), "required", false);
@@ -289,6 +294,19 @@ static void fact_slots(const struct look *look, char *text, bool *bad)
 			look->stall_max_ms);
 }
 
+static void fact_mirror(const struct look *look, char *text, bool *bad)
+{
+	int used = snprintf(text, LOOK_LINE_MAX, "%s%s%s", look->mirror_state,
+		look->mirror_newest[0] != '\0' ? ", newest there " : "", look->mirror_newest);
+
+	*bad = strcmp(look->mirror_state, "failing") == 0;
+	if (look->mirror_behind > 0)
+		used += snprintf(text + used, (size_t)(LOOK_LINE_MAX - used),
+			", %" PRId64 " missing there", look->mirror_behind);
+	if (look->mirror_error[0] != '\0')
+		snprintf(text + used, (size_t)(LOOK_LINE_MAX - used), ": %s", look->mirror_error);
+}
+
 static void fact_signing(const struct look *look, char *text, bool *bad)
 {
 	snprintf(text, LOOK_LINE_MAX, "%s%s%s",
@@ -351,6 +369,7 @@ static const struct {
 	{"preview", fact_preview},
 	{"engine", fact_engine},
 	{"slots", fact_slots},
+	{"mirror", fact_mirror},
 	{"signing", fact_signing},
 	{"data", fact_data},
 	{"storage", fact_storage},
@@ -367,6 +386,8 @@ static bool fact_applies(const struct look *look, int i)
 	if (facts[i].write == fact_scrub)
 		return look->scrubbing || look->scrub_corrupt > 0 ||
 			look->scrub_finished[0] != '\0' || look->scrub_due[0] != '\0';
+	if (facts[i].write == fact_mirror)
+		return look->mirror_state[0] != '\0' && strcmp(look->mirror_state, "none") != 0;
 	if (facts[i].write == fact_signing)
 		return look->signer[0] != '\0' || look->signature_required;
 	if (facts[i].write == fact_engine)

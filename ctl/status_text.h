@@ -34,6 +34,8 @@ struct look {
 	int64_t scrub_done, scrub_total, scrub_corrupt;
 	int64_t slots, slot_bytes;
 	char slots_text[200];
+	char mirror_state[16], mirror_newest[40], mirror_error[300];
+	int64_t mirror_behind;
 	char signer[72];
 	bool signature_required;
 	char engine[64], engine_reason[200];

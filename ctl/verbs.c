@@ -19,8 +19,10 @@ static const struct verb verbs[] = {
 		"shows "
 		"it. Ctrl-C saves and stops; a closed terminal leaves it running; the same command "
 		"goes on."},
-	{"init", "[--state DIR] [--config FILE] [--set KEY=VALUE]...", "config= set=", 0, 0,
-		verb_init, "Makes a new run in the state folder, for a service that starts later."},
+	{"init", "[--state DIR] [--config FILE] [--set KEY=VALUE]... [--from-mirror DIR[/RUN]]",
+		"config= set= from-mirror=", 0, 0, verb_init,
+		"Makes a new run in the state folder, for a service that starts later; with "
+		"--from-mirror, the run that lies there."},
 	{"status", "[--json] [--watch]", "watch plain", 0, 0, verb_status,
 		"What it does now; --watch keeps showing it."},
 	{"top", "", "plain", 0, 0, verb_top, "The live view (status --watch)."},
@@ -58,6 +60,8 @@ static const struct verb verbs[] = {
 		"Compares the run's folder DIR with itself, without a daemon: each checkpoint with "
 		"its digests, the catalog, what was interrupted. --repair does what a start would "
 		"do. Exit codes: 0 clean, 1 repaired, 4 left, 8 could not look."},
+	{"mirror-init", "DIR", "", 1, 1, verb_mirror_init,
+		"Marks the folder DIR, on another disk, as one that a mirror may be made in."},
 	{"keygen", "FILE [--json]", "", 1, 1, verb_keygen,
 		"Makes a key that signs checkpoints (signing_key): the secret one in FILE, the "
 		"public one in FILE.pub."},

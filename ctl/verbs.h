@@ -50,5 +50,6 @@ int verb_inspect(struct ctl *ctl, const struct args *args);
 int verb_export(struct ctl *ctl, const struct args *args);
 int verb_fsck(struct ctl *ctl, const struct args *args);
 int verb_keygen(struct ctl *ctl, const struct args *args);
+int verb_mirror_init(struct ctl *ctl, const struct args *args);
 int verb_init(struct ctl *ctl, const struct args *args);
 int verb_run(struct ctl *ctl, const struct args *args);

@@ -26,6 +26,7 @@ struct worker {
 int worker_prepare(struct worker *worker);
 int worker_train(struct worker *worker);
 int worker_save(struct worker *worker);
+int worker_mirror(struct worker *worker);
 int worker_sample(struct worker *worker);
 int worker_verify(struct worker *worker);
 int worker_scrub(struct worker *worker);
@@ -40,6 +41,11 @@ int worker_fail_errno(
 /* A recovery_report (store/recovery.h) that sends events; context is the worker. */
 void worker_report(
 	void *context, const char *kind, const char *level, uint64_t step, const char *text);
+
+/* Before a start reads (store/mirror.h): true when a newer checkpoint on the line came back from
+ * the mirror than is here (have NULL), or than step *have, -1 for none. A mirror that is away, or
+ * does not answer, costs seconds and nothing else. */
+int worker_fetch_newest(struct worker *worker, const struct run *run, const int64_t *have);
 
 /* The number of OpenMP threads: of the start frame, else of the configuration, else all. */
 void worker_set_threads(const struct worker *worker);

@@ -27,6 +27,7 @@ static const struct {
 	{"sample", worker_sample},
 	{"verify", worker_verify},
 	{"scrub", worker_scrub},
+	{"mirror", worker_mirror},
 };
 #define ROLE_COUNT (sizeof(roles) / sizeof(roles[0]))
 

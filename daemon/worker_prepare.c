@@ -151,6 +151,7 @@ static int prepare_store(struct worker *worker, const struct run *run, const str
 		r = worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err);
 		goto done;
 	}
+	(void)worker_fetch_newest(worker, run, NULL);
 	r = recovery_prepare(
 		worker->start.run_dir, worker->run_fd, run, worker_report, worker, &summary, &err);
 	if (r < 0) {

@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define FETCHES_MAX 3
+
 /* Sums of the slot's block, by all threads. */
 static void sum_slot(const struct trainer *trainer, uint32_t slot, uint64_t *sums)
 {
@@ -141,6 +143,27 @@ static void seal_slot(struct trainer *trainer, uint32_t slot)
 	trainer->record_changed = false;
 }
 
+/* The newest on the line that verifies, whichever of the two disks has it. */
+static int load_newest(
+	struct trainer *trainer, uint32_t slot, struct checkpoint_info *ret, struct error *err)
+{
+	struct worker *worker = trainer->worker;
+	int64_t have;
+	int r;
+
+	for (int try = 0;; try++) {
+		r = recovery_load(worker->start.run_dir, worker->run_fd, &trainer->run,
+			&trainer->model.table, state_section(&trainer->state, slot, 0),
+			state_sums(&trainer->state, slot), worker->start.threads,
+			&trainer->progress->moves, worker_report, worker, ret, err);
+		have = r == 0 ? (int64_t)ret->record.step : -1;
+		if (try == FETCHES_MAX || !worker_fetch_newest(worker, &trainer->run, &have))
+			return r;
+		if (r == 0)
+			checkpoint_info_fini(ret);
+	}
+}
+
 /* 0, -ENOENT: no checkpoint at all, > 0: exit code. */
 static int resume_disk(struct trainer *trainer, uint32_t slot, struct resume *ret)
 {
@@ -150,10 +173,7 @@ static int resume_disk(struct trainer *trainer, uint32_t slot, struct resume *re
 	int r;
 
 	progress_phase(trainer->progress, PHASE_RECOVER);
-	r = recovery_load(worker->start.run_dir, worker->run_fd, &trainer->run,
-		&trainer->model.table, state_section(&trainer->state, slot, 0),
-		state_sums(&trainer->state, slot), worker->start.threads, &trainer->progress->moves,
-		worker_report, worker, &info, &err);
+	r = load_newest(trainer, slot, &info, &err);
 	if (r == -ENOENT)
 		return r;
 	if (r < 0)

@@ -14,6 +14,7 @@
  *                    "copy": bool (training waits for the slot: copy it first)
  *   role verify adds "id": text ("" = all kept ones)
  *   role scrub reads all kept ones, at the configured pace
+ *   role mirror copies what is missing on the configured mirror; it has no lock
  *   role sample adds "id": text, "count": N, "steps": N, "seed": N, "label": N (-1 none),
  *                    "guidance": real, "sampler": "ddim"|"ddpm", "name": file name under previews/
  * Then to a trainer, at any time:
@@ -41,6 +42,7 @@
  *   {"scrub": {"id": begun, "bytes_done", "bytes_total"}}         verify, scrub: now and then
  *   {"verified": {"id", "ok": bool, "state", "text", "bytes"}}    verify, scrub: each
  *   {"sampled": {"path", "id", "step"}}                                            sample
+ *   {"mirrored": {"copied", "removed", "behind", "newest": id|""}}   mirror, also before `failed`
  *   {"failed": {"text": one line}}  before any exit other than DONE
  */
 #pragma once

@@ -85,6 +85,12 @@ struct checkpoint_gate {
  * NULL. */
 int checkpoint_verify(int fd, const struct checkpoint_info *info, uint32_t threads,
 	const struct checkpoint_gate *gate, struct error *err);
+/* For a copy: each chunk that matches its digest, with its seal sums (one a MiB), once and in no
+ * order, by several threads at a time. take gives 0, or -errno, which ends the reading. */
+typedef int checkpoint_take(
+	void *context, uint32_t chunk, const uint8_t *data, const uint64_t *sums);
+int checkpoint_read_each(int fd, const struct checkpoint_info *info, checkpoint_take *take,
+	void *context, uint32_t threads, _Atomic uint64_t *moves, struct error *err);
 /* One section only (sampling, export): its chunks are verified whole. data holds section_bytes. */
 int checkpoint_read_section(int fd, const struct checkpoint_info *info, enum section section,
 	float *data, uint32_t threads, struct error *err);

@@ -30,6 +30,9 @@ struct reading {
 	int flags;                          /* of fd, as it came */
 	const struct checkpoint_gate *gate; /* NULL: open */
 	pthread_mutex_t gate_mutex;
+	/* Whoever gets each chunk. */
+	checkpoint_take *take;
+	void *context;
 	struct chunk_error error;
 };
 
@@ -100,7 +103,7 @@ static int read_chunk(struct reading *reading, uint32_t chunk, uint8_t *data)
 		memcpy(reading->sums + chunk * CHUNK_SEALS, sums, sizeof(sums));
 	if (reading->moves != NULL)
 		atomic_fetch_add_explicit(reading->moves, CHUNK_SEALS, memory_order_relaxed);
-	return 0;
+	return reading->take != NULL ? reading->take(reading->context, chunk, data, sums) : 0;
 }
 
 static int explain(struct reading *reading, struct error *err)
@@ -198,6 +201,16 @@ int checkpoint_verify(int fd, const struct checkpoint_info *info, uint32_t threa
 		rc = checkpoint_check_sums(info, sums, err);
 	free(sums);
 	return rc;
+}
+
+int checkpoint_read_each(int fd, const struct checkpoint_info *info, checkpoint_take *take,
+	void *context, uint32_t threads, _Atomic uint64_t *moves, struct error *err)
+{
+	struct reading reading = {
+		.fd = fd, .info = info, .take = take, .context = context, .moves = moves};
+
+	CHECK(info->chunk_count > 0 && take != NULL);
+	return read_chunks(&reading, read_whole, 0, info->chunk_count - 1, threads, err);
 }
 
 /* The part of the chunk that lies in [begin, end) goes to data, which stands for begin. */

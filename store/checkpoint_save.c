@@ -13,6 +13,7 @@
 #include "base/panic.h"
 #include "base/seal.h"
 #include "base/sys.h"
+#include "store/checkpoint_copy.h"
 #include "store/checkpoint_header.h"
 #include "store/chunk_flow.h"
 #include "store/scan.h"
@@ -23,8 +24,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define ASIDE_MAX 99
 
 struct save {
 	int folder_fd;
@@ -60,21 +59,6 @@ static bool still_valid(const struct checkpoint_source *source)
 
 /* -- an older file under this name -- */
 
-static int move_aside(struct save *save)
-{
-	char aside[SCAN_NAME_MAX];
-	int rc = -EEXIST;
-
-	for (int n = 1; rc == -EEXIST && n <= ASIDE_MAX; n++) {
-		snprintf(aside, sizeof(aside), "%.64s%s%d", save->published, SCAN_ASIDE_INFIX, n);
-		rc = sys_renameat_noreplace(save->folder_fd, save->published, aside);
-	}
-	if (rc < 0)
-		return error_set(save->err, rc, "cannot move the corrupt %s aside: %s",
-			save->published, strerror(-rc));
-	return 0;
-}
-
 static bool same_state(const struct state_record *a, const struct state_record *b)
 {
 	return memcmp(a->run_id, b->run_id, sizeof(a->run_id)) == 0 && a->branch == b->branch &&
@@ -103,7 +87,7 @@ static int check_published(struct save *save, struct checkpoint_saved *ret)
 	if (fd == -ENOENT)
 		return 0;
 	if (fd == -EBADMSG)
-		return move_aside(save);
+		return checkpoint_move_aside(save->folder_fd, save->published, save->err);
 	if (fd < 0)
 		return fd;
 	if (!same_state(&info.record, save->source->record)) {
@@ -117,7 +101,7 @@ static int check_published(struct save *save, struct checkpoint_saved *ret)
 	sys_close(fd);
 	checkpoint_info_fini(&info);
 	if (rc == -EBADMSG)
-		return move_aside(save);
+		return checkpoint_move_aside(save->folder_fd, save->published, save->err);
 	ret->already = rc == 0;
 	return rc < 0 ? rc : 1;
 }

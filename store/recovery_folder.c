@@ -15,6 +15,7 @@
 #define RESERVE_BYTES (1 << 20)
 #define READ_TRIES 3
 #define RETRY_MS 100
+#define GIB 1073741824.0
 
 int recovery_folder_open(int run_fd, struct recovery_folder *ret, struct error *err)
 {
@@ -184,4 +185,17 @@ void recovery_tell(recovery_report *report, void *context, const char *kind, con
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
 	report(context, kind, level, step, text);
+}
+
+struct retention_policy recovery_policy_of(const struct config *config)
+{
+	return (struct retention_policy){
+		.keep_last = (uint32_t)config->keep_last,
+		.keep_every = (uint64_t)config->keep_every,
+		.keep_tail = config->keep_tail,
+		.keep_best = (uint32_t)config->keep_best,
+		.keep_bytes = (uint64_t)(config->keep_bytes * GIB),
+		.abandoned_last = RECOVERY_ABANDONED_LAST,
+		.corrupt_last = RECOVERY_CORRUPT_LAST,
+	};
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "store/recovery.h"
+#include "store/retention.h"
 #include "store/scan.h"
 
 #define RECOVERY_ABANDONED_LAST 2 /* abandoned ones that retention leaves for a while */
@@ -37,6 +38,9 @@ void recovery_row_of_name(const struct recovery_folder *folder, const struct sca
 
 const struct catalog_row *recovery_find_row(
 	const struct catalog_row *rows, uint32_t count, uint64_t step, uint32_t branch);
+
+/* The keys of [checkpoint]. */
+struct retention_policy recovery_policy_of(const struct config *config);
 
 /* RUN/reserve holds blocks for the catalog's log: on a full disk SQLite cannot even open, and then
  * no row could say `deleted` and nothing would ever go. Given back while room is being made. */

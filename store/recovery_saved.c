@@ -20,7 +20,6 @@
 
 /* The header, the catalog and its log also want room. */
 #define ROOM_MARGIN_BYTES ((uint64_t)16 << 20)
-#define GIB 1073741824.0
 
 struct cleaning {
 	struct recovery_folder folder;
@@ -308,23 +307,10 @@ static int remove_decided(struct cleaning *cleaning, const struct retention_poli
 	return 0;
 }
 
-static struct retention_policy policy_of(const struct config *config)
-{
-	return (struct retention_policy){
-		.keep_last = (uint32_t)config->keep_last,
-		.keep_every = (uint64_t)config->keep_every,
-		.keep_tail = config->keep_tail,
-		.keep_best = (uint32_t)config->keep_best,
-		.keep_bytes = (uint64_t)(config->keep_bytes * GIB),
-		.abandoned_last = RECOVERY_ABANDONED_LAST,
-		.corrupt_last = RECOVERY_CORRUPT_LAST,
-	};
-}
-
 static int retain(const char *run_dir, int run_fd, const struct config *config, uint64_t *ret_over,
 	recovery_report *report, void *context, struct error *err)
 {
-	const struct retention_policy policy = policy_of(config);
+	const struct retention_policy policy = recovery_policy_of(config);
 	struct cleaning cleaning;
 	int rc = cleaning_init(&cleaning, run_dir, run_fd, report, context, err);
 

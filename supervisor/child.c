@@ -446,6 +446,15 @@ void child_kill(struct child *child, int signal_number)
 		set_timer(child, CHILD_TIMER_KILL, CHILD_KILL_REPORT_MS);
 }
 
+void child_abandon(struct child *child)
+{
+	if (child->state != CHILD_RUNNING)
+		return;
+	child->state = CHILD_DRAINING;
+	child->term_signal = SIGKILL;
+	close_all(child);
+}
+
 void child_abort(struct child *child)
 {
 	if (child->state != CHILD_RUNNING)

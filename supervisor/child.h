@@ -71,6 +71,8 @@ bool child_alive(const struct child *child);
 /* Sends one frame; takes the reference. Lost when it is ending. */
 void child_send(struct child *child, json_t *frame);
 void child_kill(struct child *child, int signal_number);
+/* For one that SIGKILL does not end, when nobody can wait: `ended` comes, as if it had. */
+void child_abandon(struct child *child);
 /* SIGABRT for a backtrace, then SIGKILL. */
 void child_abort(struct child *child);
 /* CPU and I/O priority of all threads of a process that runs already (nice above 0: the lowest for

@@ -250,6 +250,8 @@ static void on_reloaded(struct ledger_job *job)
 		code = accept_config(sup, &reload->config, &error);
 	if (code == 0) {
 		apply_config(sup, &reload->config, text, sizeof(text));
+		sup->mirror.failures = 0;
+		mirror_want(sup);
 		if (call)
 			call_reply(call, json_pack("{s:s}", "text", text));
 	} else {

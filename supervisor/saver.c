@@ -297,6 +297,7 @@ static void note_saved(struct supervisor *sup)
 	saver->last_error[0] = '\0';
 	saver->last_end_ns = clock_monotonic_ns();
 	storage_note(sup, true, "");
+	mirror_want(sup);
 	sup_event(sup, "info", "saved", "step %llu of branch %u is verified (%lld ms)",
 		(unsigned long long)saver->record.step, saver->record.branch,
 		(long long)saver->last_ms);

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STATUS_MEMBERS 33 /* of the type Status */
+#define STATUS_MEMBERS 34 /* of the type Status */
 
 static int64_t rss_bytes(pid_t pid)
 {
@@ -262,6 +262,7 @@ json_t *status_json(const struct supervisor *sup)
 	add_object(status, "newest_verified", newest_json(sup));
 	add_object(status, "save", save_json(sup, now_ns));
 	add_object(status, "scrub", scrub_json(sup));
+	add_object(status, "mirror", mirror_json(sup));
 	add_object(status, "slots", slots_json(sup));
 	add_object(status, "signing",
 		json_pack("{s:o, s:b}", "signer", text_json(sup->prepared.signer), "required",

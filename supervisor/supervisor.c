@@ -178,6 +178,7 @@ static void end_loop(struct supervisor *sup)
 	child_kill(&sup->sample.child, SIGKILL);
 	child_kill(&sup->verify.child, SIGKILL);
 	child_kill(&sup->scrub.child, SIGKILL);
+	child_kill(&sup->mirror.child, SIGKILL);
 	uv_stop(&sup->loop);
 }
 
@@ -238,6 +239,8 @@ static void enter(struct supervisor *sup, enum fsm_state before)
 		sup->final.deadline_ns = 0;
 	if (sup->state == FSM_PREPARING || sup->state == FSM_EXITING)
 		scrub_stop(sup);
+	if (sup->state == FSM_PREPARING)
+		mirror_stop(sup);
 	if (before == FSM_ROLLING && sup->state != FSM_RESTARTING && sup->rollback_call) {
 		call_error(sup->rollback_call, "Failed", "given up: the service was asked to %s",
 			sup->state == FSM_PAUSING ? "pause" : "stop");
@@ -377,6 +380,7 @@ static void on_tick(uv_timer_t *timer)
 	saver_tick(sup, now_ns);
 	recover_tick(sup, now_ns);
 	scrub_tick(sup, now_ns);
+	mirror_tick(sup, now_ns);
 	if (sup->poll_ns > 0 && now_ns >= sup->poll_ns &&
 		(sup->state == FSM_STARTING || sup->state == FSM_WAITING))
 		open_run(sup);
@@ -431,6 +435,8 @@ static void init_fields(struct supervisor *sup)
 	child_init(&sup->sample.child, "sample", &sample_handlers, sup);
 	child_init(&sup->verify.child, "verify", &verify_handlers, sup);
 	child_init(&sup->scrub.child, "scrub", &scrub_handlers, sup);
+	child_init(&sup->mirror.child, "mirror", &mirror_handlers, sup);
+	sup->mirror.pending = true;
 }
 
 static int init_config(struct supervisor *sup, struct error *err)
@@ -513,7 +519,8 @@ int supervisor_run(struct supervisor *sup)
 	CHECK(!child_alive(&sup->trainer));
 	/* Workers on request and clients' last replies. */
 	while (child_alive(&sup->sample.child) || child_alive(&sup->verify.child) ||
-		child_alive(&sup->scrub.child) || child_alive(&sup->saver.child))
+		child_alive(&sup->scrub.child) || child_alive(&sup->mirror.child) ||
+		child_alive(&sup->saver.child))
 		uv_run(&sup->loop, UV_RUN_ONCE);
 	return sup->exit_code;
 }

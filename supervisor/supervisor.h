@@ -8,6 +8,7 @@
  *     recover.c     from a death to the next start: the ladder, new branches, the delay
  *     saver.c       saves
  *     tasks.c       sample and verify
+ *     mirror.c      copies on a second disk
  *     scrub.c       scrubs, and what a bad checkpoint brings with it
  *     requests.c    what people may ask for
  *     status.c      what people are told */
@@ -93,6 +94,17 @@ struct task {
 	struct child child;
 	struct call *call;
 	json_t *answer; /* so far; owned */
+};
+
+struct mirrorer {
+	struct child child;
+	bool pending; /* something may be missing there */
+	bool over_time;
+	uint32_t failures; /* in a row */
+	nsec_t retry_ns;   /* not before; monotonic */
+	uint32_t behind;   /* as the last pass left it */
+	char newest[CHECKPOINT_ID_SIZE];
+	char last_error[TEXT_MAX];
 };
 
 struct scrubber {
@@ -194,6 +206,7 @@ struct supervisor {
 	struct newest newest;
 	struct task sample, verify;
 	struct scrubber scrub;
+	struct mirrorer mirror;
 	struct shown shown;
 	uint64_t over_bytes; /* beyond keep_bytes after the last save */
 	bool stale_weights;  /* the last save has the weights of the one before */
@@ -297,6 +310,15 @@ void storage_note(struct supervisor *sup, bool good, const char *text);
 extern const struct child_handlers sample_handlers, verify_handlers;
 void sample_start(struct supervisor *sup, struct call *call, json_t *more);
 void verify_start(struct supervisor *sup, struct call *call, const char *id);
+
+/* -- mirror.c -- */
+extern const struct child_handlers mirror_handlers;
+/* Something was saved, kept or given up: as soon as may be. */
+void mirror_want(struct supervisor *sup);
+/* Before the catalog may be replaced: at once. */
+void mirror_stop(struct supervisor *sup);
+void mirror_tick(struct supervisor *sup, nsec_t now_ns);
+json_t *mirror_json(const struct supervisor *sup);
 
 /* -- scrub.c -- */
 extern const struct child_handlers scrub_handlers;
