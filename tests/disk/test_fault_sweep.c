@@ -15,6 +15,7 @@
 
 #include "tests/disk/damage.h"
 #include "tests/disk/image.h"
+#include "tests/disk/mirrored.h"
 
 #define CALLS_MAX 2000 /* of one kind in one operation; more is a loop that never ends */
 
@@ -34,11 +35,12 @@ struct operation {
 	const char *name;
 	void (*make)(struct fixture *fx); /* the folder it begins with */
 	int (*run)(struct fixture *fx);
-	uint64_t newest;  /* step, once it has succeeded */
-	uint64_t gone;    /* step that it may delete; 0: none */
-	uint64_t renewed; /* step whose file it may write anew */
-	int expected;     /* of run without a fault */
-	bool seldom;      /* its calls are others' too: an ordinary run takes some of them */
+	void (*check)(struct fixture *fx); /* of more than the run's folder; or NULL */
+	uint64_t newest;                   /* step, once it has succeeded */
+	uint64_t gone;                     /* step that it may delete; 0: none */
+	uint64_t renewed;                  /* step whose file it may write anew */
+	int expected;                      /* of run without a fault */
+	bool seldom; /* its calls are others' too: an ordinary run takes some of them */
 };
 
 struct sweep {
@@ -186,6 +188,20 @@ static int run_scrub(struct fixture *fx)
 	return scrub_run(fx->dir, fx->run_fd, fx->run.id, &options, &fx->err);
 }
 
+static void make_mirror(struct fixture *fx)
+{
+	make_one(fx);
+	mirrored_begin(fx);
+}
+
+static void make_lost(struct fixture *fx)
+{
+	make_mirror(fx);
+	fixture_save(fx, 1, 20);
+	PASS(mirrored_update(fx));
+	assert_int_equal(unlinkat(fx->fd, "step-000000030-b0001.safetensors", 0), 0);
+}
+
 static int run_fork(struct fixture *fx)
 {
 	struct line_branch branch = {.fork_step = 30, .why = "sweep"};
@@ -230,6 +246,13 @@ static const struct operation operations[] = {
 	{.name = "create", .make = make_no_catalog, .run = run_prepare, .newest = 30},
 	{.name = "load", .make = make_three, .run = run_load_newest, .newest = 30},
 	{.name = "scrub", .make = make_one, .run = run_scrub, .newest = 30, .seldom = true},
+	{.name = "mirror",
+		.make = make_mirror,
+		.run = mirrored_update,
+		.check = mirrored_check,
+		.newest = 30,
+		.seldom = true},
+	{.name = "fetch", .make = make_lost, .run = mirrored_fetch, .newest = 30, .seldom = true},
 	{.name = "keep", .make = make_three, .run = run_keep, .newest = 30},
 	{.name = "fork", .make = make_three, .run = run_fork, .newest = 30},
 	{.name = "store_run", .make = make_three, .run = run_store_wanted, .newest = 30},
@@ -402,6 +425,8 @@ static bool try_fault(struct sweep *sweep, const char *point, uint32_t n, const 
 	expect_answer(sweep, rc, action);
 	expect_files(sweep);
 	expect_whole(sweep, 40);
+	if (sweep->operation->check)
+		sweep->operation->check(fx);
 	if (!lies(action) && strcmp(sweep->operation->name, "rebuild") != 0 &&
 		strcmp(sweep->operation->name, "create") != 0)
 		expect_no_verdict(sweep);
@@ -582,6 +607,8 @@ SWEEP(rebuild)
 SWEEP(create)
 SWEEP(load)
 SWEEP(scrub)
+SWEEP(mirror)
+SWEEP(fetch)
 SWEEP(keep)
 SWEEP(fork)
 SWEEP(store_run)
@@ -601,6 +628,8 @@ int main(void)
 		TEST(create),
 		TEST(load),
 		TEST(scrub),
+		TEST(mirror),
+		TEST(fetch),
 		TEST(keep),
 		TEST(fork),
 		TEST(store_run),
