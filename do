@@ -6,6 +6,7 @@ cd "$(dirname "$0")"
 build=${BUILD:-build}
 packages='gcc libc6-dev meson ninja-build pkg-config libuv1-dev libsqlite3-dev libsodium-dev
 libopenblas-openmp-dev libjansson-dev libinih-dev libspng-dev libjpeg-dev libcmocka-dev'
+fuzz_packages='clang libomp-dev'
 lint_packages='clang clang-format libomp-dev'
 
 usage()
@@ -21,6 +22,8 @@ usage()
 	                  crash-full: over 100,000 states that a power cut can leave)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
 	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint; see bench/run)
+	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
+	                  60 s each. New inputs go to build-fuzz/corpus
 	  lint            formatting, clang's warnings, the rules of the tree
 	  install         install under PREFIX (default /usr/local) with the systemd units
 	  uninstall       remove what install put there
@@ -134,6 +137,25 @@ run_tests()
 	[ "$failed" -eq 0 ]
 }
 
+# Each target (or the named one) for some seconds, from the committed corpus and what was found here.
+fuzz()
+{
+	seconds=${2:-60}
+	# shellcheck disable=SC2086
+	install_packages $fuzz_packages
+	CC=clang compile build-fuzz -Dfuzz=true -Dbuildtype=debugoptimized -Db_lundef=false
+	for target in ${1:-$(ls tests/fuzz/corpus)}; do
+		[ -x "build-fuzz/tests/fuzz/fuzz_$target" ] || {
+			echo "./do: no fuzz target '$target': there are $(ls tests/fuzz/corpus | tr '\n' ' ')" >&2
+			exit 1
+		}
+		mkdir -p "build-fuzz/corpus/$target"
+		"build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len=20480 \
+			-artifact_prefix="build-fuzz/$target-" "build-fuzz/corpus/$target" \
+			"tests/fuzz/corpus/$target"
+	done
+}
+
 lint()
 {
 	bad=0
@@ -191,6 +213,10 @@ bench)
 	setup
 	compile "$build"
 	exec bench/run "$build" "$@"
+	;;
+fuzz)
+	setup
+	fuzz "$@"
 	;;
 lint)
 	setup
