@@ -10,15 +10,15 @@
 
 #define BUFFER_ALIGN 4096
 
-/* MiB by MiB: what was summed is still in the cache when it is hashed. */
+/* MiB by MiB: what was hashed is still in the cache when it is summed. */
 struct digest chunk_digest(const uint8_t *data, uint64_t sums[])
 {
 	struct digest_stream stream;
 
 	digest_begin(&stream);
 	for (size_t i = 0; i < CHUNK_SEALS; i++) {
-		seal_sums(data + i * SEAL_CHUNK_BYTES, SEAL_CHUNK_BYTES, &sums[i]);
 		digest_add(&stream, data + i * SEAL_CHUNK_BYTES, SEAL_CHUNK_BYTES);
+		seal_sums(data + i * SEAL_CHUNK_BYTES, SEAL_CHUNK_BYTES, &sums[i]);
 	}
 	return digest_end(&stream);
 }
