@@ -33,6 +33,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -535,6 +536,16 @@ static double block_rate(struct bench *bench, nsec_t block_ns, uint32_t saves)
 	return (double)(atomic_load(&bench->steps) - first) / ((double)took * 1e-9);
 }
 
+/* Of all savers that have ended. */
+static double savers_cpu_ms(void)
+{
+	struct rusage usage;
+
+	CHECK(getrusage(RUSAGE_CHILDREN, &usage) == 0);
+	return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1e3 +
+		(double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-3;
+}
+
 static void run_slow(struct bench *bench, uint32_t seconds, uint32_t saves, uint32_t pairs)
 {
 	nsec_t block_ns = (nsec_t)seconds * NSEC_PER_SEC;
@@ -545,11 +556,14 @@ static void run_slow(struct bench *bench, uint32_t seconds, uint32_t saves, uint
 		step(bench);
 	for (uint32_t i = 0; i < pairs; i++) {
 		/* The order changes, so that a machine that slows down favours neither. */
+		double cpu_ms = savers_cpu_ms();
 		double first = block_rate(bench, block_ns, i % 2 ? saves : 0);
 		double second = block_rate(bench, block_ns, i % 2 ? 0 : saves);
 
-		printf("without_steps_s=%.4f with_steps_s=%.4f saves=%u seconds=%u\n",
-			i % 2 ? second : first, i % 2 ? first : second, saves, seconds);
+		cpu_ms = (savers_cpu_ms() - cpu_ms) / saves;
+		printf("saver_cpu_ms=%.1f without_steps_s=%.4f with_steps_s=%.4f saves=%u "
+		       "seconds=%u\n",
+			cpu_ms, i % 2 ? second : first, i % 2 ? first : second, saves, seconds);
 		fflush(stdout);
 	}
 }
