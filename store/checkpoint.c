@@ -204,8 +204,12 @@ static int check_root(const struct st_header *header, const char *json, size_t s
 	struct digest computed;
 
 	if (info->is_signed) {
+		const char *text = st_header_metadata(header, "signature");
+
+		/* That what was found is the member's value keeps it apart from the root's. */
 		signature = checkpoint_header_find_signature(json, size);
-		if (signature == NULL)
+		if (signature == NULL || text == NULL || strlen(text) != 2 * SIGN_BYTES ||
+			memcmp(signature, text, 2 * SIGN_BYTES) != 0)
 			return error_set(err, -EBADMSG, "its signature is missing");
 	}
 	if (value == NULL || metadata_digest(header, "root", &info->root) < 0 ||
@@ -228,8 +232,7 @@ static int check_signature(
 
 	if (!info->is_signed)
 		return 0;
-	if (signer == NULL || text == NULL || strlen(signer) != 2 * SIGN_PUBLIC_BYTES ||
-		strlen(text) != 2 * SIGN_BYTES ||
+	if (signer == NULL || strlen(signer) != 2 * SIGN_PUBLIC_BYTES ||
 		bytes_from_hex(signer, info->signer.bytes, SIGN_PUBLIC_BYTES) < 0 ||
 		bytes_from_hex(text, signature, SIGN_BYTES) < 0)
 		return error_set(err, -EBADMSG, "its signature is broken");
