@@ -620,6 +620,7 @@ int catalog_replace(const char *run_dir, int run_fd,
 	struct error *err)
 {
 	int rc = build_new(run_dir, run_fd, fill, context, err);
+	struct stat stat;
 
 	if (rc == 0) {
 		rc = put_in_place(run_fd);
@@ -627,7 +628,8 @@ int catalog_replace(const char *run_dir, int run_fd,
 			error_set(
 				err, rc, "cannot put the new catalog in place: %s", strerror(-rc));
 	}
-	if (rc < 0)
+	/* Without the old one its rows are all there is: catalog_list_unplaced finds them. */
+	if (rc < 0 && sys_fstatat(run_fd, CATALOG_NAME, &stat) != -ENOENT)
 		unlink_with_companions(run_fd, CATALOG_NEW, true);
 	return rc;
 }
