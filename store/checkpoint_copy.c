@@ -6,6 +6,7 @@
 #include "base/panic.h"
 #include "base/sys.h"
 #include "store/chunk_flow.h"
+#include "store/partial.h"
 #include "store/scan.h"
 
 #include <errno.h>
@@ -19,9 +20,9 @@
 struct copying {
 	const struct checkpoint_copy *copy;
 	struct checkpoint_info info; /* of the original */
-	int from, to;                /* files; -1 */
-	int direct;                  /* the copy again, O_DIRECT; -1 where it is refused */
-	bool held;                   /* something has the name */
+	int from;                    /* -1 */
+	struct partial to;
+	bool held; /* something has the name */
 	char partial[SCAN_NAME_MAX];
 	const char *made;    /* must go on error */
 	_Atomic int failure; /* of a thread that writes */
@@ -104,23 +105,16 @@ static int look_at_target(struct copying *copying)
 
 static int create_partial(struct copying *copying)
 {
-	const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-	int folder = copying->copy->to_fd, fd;
+	int rc;
 
 	snprintf(copying->partial, sizeof(copying->partial), ".%s.copy", copying->info.id);
-	fd = sys_openat(folder, copying->partial, flags, 0640);
-	/* One copies at a time: an equal name can only be what a killed one left behind. */
-	if (fd == -EEXIST && sys_unlinkat(folder, copying->partial) == 0)
-		fd = sys_openat(folder, copying->partial, flags, 0640);
-	if (fd < 0)
-		return failed(copying, fd, "create");
-	copying->to = fd;
+	rc = partial_create(copying->copy->to_fd, copying->partial, true, &copying->to);
+	if (rc < 0)
+		return failed(copying, rc, "create");
 	copying->made = copying->partial;
-	copying->direct = sys_openat(
-		folder, copying->partial, O_RDWR | O_DIRECT | O_NOFOLLOW | O_CLOEXEC, 0);
-	fd = sys_fallocate(copying->to, (off_t)copying->info.file_bytes);
-	if (fd < 0 && fd != -EOPNOTSUPP)
-		return failed(copying, fd, "reserve room for");
+	rc = sys_fallocate(copying->to.fd, (off_t)copying->info.file_bytes);
+	if (rc < 0 && rc != -EOPNOTSUPP)
+		return failed(copying, rc, "reserve room for");
 	return sys_fault("copy.reserved");
 }
 
@@ -134,13 +128,9 @@ static int write_chunk(void *context, uint32_t chunk, const uint8_t *data, const
 {
 	struct copying *copying = context;
 	off_t offset = (off_t)(copying->info.data_offset + chunk * CHECKPOINT_CHUNK_BYTES);
-	int rc = may_go_on(copying) ? -EINVAL : -ECANCELED;
+	int rc = may_go_on(copying) ? partial_write(&copying->to, data, offset) : -ECANCELED;
 
 	(void)sums;
-	if (rc == -EINVAL && copying->direct >= 0)
-		rc = file_write_exact(copying->direct, data, CHECKPOINT_CHUNK_BYTES, offset);
-	if (rc == -EINVAL)
-		rc = file_write_exact(copying->to, data, CHECKPOINT_CHUNK_BYTES, offset);
 	if (rc < 0)
 		atomic_store(&copying->failure, rc);
 	return rc;
@@ -158,7 +148,7 @@ static int write_header(struct copying *copying, bool *ret_from_failed)
 		*ret_from_failed = rc < 0;
 	}
 	if (rc == 0)
-		rc = file_write_exact(copying->to, bytes, size, 0);
+		rc = file_write_exact(copying->to.fd, bytes, size, 0);
 	free(bytes);
 	return rc < 0 ? failed(copying, rc, "write the header of") : 0;
 }
@@ -180,7 +170,7 @@ static int write_data(struct copying *copying, bool *ret_from_failed)
 
 static int sync_copy(struct copying *copying)
 {
-	int rc = sys_fsync(copying->to);
+	int rc = sys_fsync(copying->to.fd);
 
 	return rc < 0 ? failed(copying, rc, "sync") : sys_fault("copy.synced");
 }
@@ -190,9 +180,9 @@ static int read_back(struct copying *copying)
 {
 	const struct checkpoint_copy *copy = copying->copy;
 	struct checkpoint_info info;
-	int rc = sys_close(copying->to), fd;
+	int rc = sys_close(copying->to.fd), fd;
 
-	copying->to = -1;
+	copying->to.fd = -1;
 	if (rc < 0)
 		return failed(copying, rc, "close");
 	fd = checkpoint_open(copy->to_fd, copying->partial, &info, copying->err);
@@ -261,10 +251,7 @@ static int make_copy(struct copying *copying, bool *ret_from_failed)
 
 static void copying_fini(struct copying *copying)
 {
-	if (copying->direct >= 0)
-		sys_close(copying->direct);
-	if (copying->to >= 0)
-		sys_close(copying->to);
+	partial_close(&copying->to);
 	if (copying->made != NULL)
 		sys_unlinkat(copying->copy->to_fd, copying->made);
 	if (copying->from >= 0) {
@@ -278,7 +265,7 @@ int checkpoint_copy(
 {
 	struct error own;
 	struct copying copying = {
-		.copy = copy, .from = -1, .to = -1, .direct = -1, .err = err != NULL ? err : &own};
+		.copy = copy, .from = -1, .to = {-1, -1}, .err = err != NULL ? err : &own};
 	int rc;
 
 	*ret = (struct checkpoint_copied){0};

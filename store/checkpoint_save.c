@@ -16,6 +16,7 @@
 #include "store/checkpoint_copy.h"
 #include "store/checkpoint_header.h"
 #include "store/chunk_flow.h"
+#include "store/partial.h"
 #include "store/scan.h"
 
 #include <errno.h>
@@ -32,8 +33,7 @@ struct save {
 	struct digest *chunks;
 	char partial[SCAN_NAME_MAX], published[SCAN_NAME_MAX];
 	const char *made; /* the name that is on disk now and must go on error */
-	int fd;           /* buffered: the one that is synced */
-	int direct_fd;    /* O_DIRECT, -1 where it is refused */
+	struct partial file;
 	uint64_t block_bytes;
 	struct error *err;
 	/* Set by threads. */
@@ -108,33 +108,17 @@ static int check_published(struct save *save, struct checkpoint_saved *ret)
 
 /* -- step 1: reserve -- */
 
-static int create_partial(struct save *save)
-{
-	const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-	int fd = sys_openat(save->folder_fd, save->partial, flags, 0640);
-
-	/* One saver at a time: an equal name can only be what a killed one left behind. */
-	if (fd == -EEXIST && sys_unlinkat(save->folder_fd, save->partial) == 0)
-		fd = sys_openat(save->folder_fd, save->partial, flags, 0640);
-	if (fd < 0)
-		return error_set(
-			save->err, fd, "cannot create %s: %s", save->partial, strerror(-fd));
-	save->fd = fd;
-	save->made = save->partial;
-	if ((uintptr_t)save->source->block % CHECKPOINT_DATA_ALIGN == 0)
-		save->direct_fd = sys_openat(save->folder_fd, save->partial,
-			O_RDWR | O_DIRECT | O_NOFOLLOW | O_CLOEXEC, 0);
-	return 0;
-}
-
 static int reserve(struct save *save)
 {
 	uint64_t bytes = save->header.size + save->block_bytes;
-	int rc = create_partial(save);
+	int rc = partial_create(save->folder_fd, save->partial,
+		(uintptr_t)save->source->block % CHECKPOINT_DATA_ALIGN == 0, &save->file);
 
 	if (rc < 0)
-		return rc;
-	rc = sys_fallocate(save->fd, (off_t)bytes);
+		return error_set(
+			save->err, rc, "cannot create %s: %s", save->partial, strerror(-rc));
+	save->made = save->partial;
+	rc = sys_fallocate(save->file.fd, (off_t)bytes);
 	if (rc < 0 && rc != -EOPNOTSUPP)
 		return error_set(save->err, rc, "cannot reserve %llu MiB for %s: %s",
 			(unsigned long long)(bytes >> 20), save->published, strerror(-rc));
@@ -175,15 +159,7 @@ static int write_chunk(void *context, uint32_t chunk, uint8_t *unused)
 	off_t offset = (off_t)(save->header.size + chunk * CHECKPOINT_CHUNK_BYTES);
 
 	(void)unused;
-	if (save->direct_fd >= 0) {
-		int rc = file_write_exact(
-			save->direct_fd, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, offset);
-
-		if (rc != -EINVAL)
-			return rc;
-		/* A file system that takes O_DIRECT and then not these bytes. */
-	}
-	return file_write_exact(save->fd, chunk_data(save, chunk), CHECKPOINT_CHUNK_BYTES, offset);
+	return partial_write(&save->file, chunk_data(save, chunk), offset);
 }
 
 /* 0, or the first error of the threads in words. */
@@ -230,7 +206,7 @@ static int write_data(struct save *save, struct digest *ret_root)
 	if (rc < 0)
 		return rc;
 	checkpoint_header_finish(&save->header, save->chunks, ret_root);
-	rc = file_write_exact(save->fd, save->header.bytes, save->header.size, 0);
+	rc = file_write_exact(save->file.fd, save->header.bytes, save->header.size, 0);
 	if (rc < 0)
 		return error_set(
 			save->err, rc, "cannot write %s: %s", save->published, strerror(-rc));
@@ -241,7 +217,7 @@ static int write_data(struct save *save, struct digest *ret_root)
 
 static int sync_file(struct save *save)
 {
-	int rc = sys_fsync(save->fd);
+	int rc = sys_fsync(save->file.fd);
 
 	if (rc < 0)
 		return error_set(save->err, rc,
@@ -255,15 +231,15 @@ static int sync_file(struct save *save)
 /* size bytes at offset into an aligned buffer: from the device, or through a dropped cache. */
 static int read_device(struct save *save, void *buffer, size_t size, uint64_t offset)
 {
-	if (save->direct_fd >= 0) {
-		int rc = file_read_exact(save->direct_fd, buffer, size, (off_t)offset);
+	if (save->file.direct >= 0) {
+		int rc = file_read_exact(save->file.direct, buffer, size, (off_t)offset);
 
 		if (rc != -EINVAL)
 			return rc;
 	}
 	atomic_store(&save->cached, true);
-	posix_fadvise(save->fd, (off_t)offset, (off_t)size, POSIX_FADV_DONTNEED);
-	return file_read_exact(save->fd, buffer, size, (off_t)offset);
+	posix_fadvise(save->file.fd, (off_t)offset, (off_t)size, POSIX_FADV_DONTNEED);
+	return file_read_exact(save->file.fd, buffer, size, (off_t)offset);
 }
 
 static int compare_chunk(void *context, uint32_t chunk, uint8_t *buffer)
@@ -364,10 +340,7 @@ static int save_init(struct save *save, const char *created)
 
 static void save_fini(struct save *save)
 {
-	if (save->direct_fd >= 0)
-		sys_close(save->direct_fd);
-	if (save->fd >= 0)
-		sys_close(save->fd);
+	partial_close(&save->file);
 	if (save->made != NULL)
 		sys_unlinkat(save->folder_fd, save->made);
 	checkpoint_header_fini(&save->header);
@@ -417,11 +390,8 @@ static int commit(struct save *save, const char *created, struct checkpoint_save
 int checkpoint_save(int checkpoints_fd, const struct checkpoint_source *source,
 	struct checkpoint_saved *ret, struct error *err)
 {
-	struct save save = {.folder_fd = checkpoints_fd,
-		.source = source,
-		.fd = -1,
-		.direct_fd = -1,
-		.err = err};
+	struct save save = {
+		.folder_fd = checkpoints_fd, .source = source, .file = {-1, -1}, .err = err};
 	char created[CLOCK_TEXT_SIZE];
 	nsec_t begun = clock_monotonic_ns();
 	int rc;

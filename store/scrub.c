@@ -217,6 +217,14 @@ int scrub_check_file(int checkpoints_fd, const char *name, const uint8_t *run_id
 	return rc;
 }
 
+static void name_of(const struct scrub_item *item, char name[SCAN_NAME_MAX])
+{
+	char id[CHECKPOINT_ID_SIZE];
+
+	checkpoint_id_format(item->step, item->branch, id);
+	snprintf(name, SCAN_NAME_MAX, "%s%s", id, CHECKPOINT_SUFFIX);
+}
+
 /* -- its row -- */
 
 /* What was found, to be written down. */
@@ -242,13 +250,12 @@ static bool may_change(const struct catalog_row *old, const struct verdict *verd
 static bool is_another_now(const struct scrub *scrub, const struct verdict *verdict)
 {
 	struct checkpoint_info info;
-	char id[CHECKPOINT_ID_SIZE], name[SCAN_NAME_MAX];
+	char name[SCAN_NAME_MAX];
 	int fd;
 
 	if (verdict->info != NULL || verdict->state != CHECKPOINT_CORRUPT)
 		return false;
-	checkpoint_id_format(verdict->item->step, verdict->item->branch, id);
-	snprintf(name, sizeof(name), "%s%s", id, CHECKPOINT_SUFFIX);
+	name_of(verdict->item, name);
 	fd = checkpoint_open(scrub->folder.fd, name, &info, NULL);
 	if (fd < 0)
 		return false;
@@ -262,7 +269,6 @@ static void make_row(const struct scrub *scrub, const struct verdict *verdict,
 {
 	const struct scrub_item *item = verdict->item;
 	struct scan_file file = {.step = item->step, .branch = item->branch};
-	char id[CHECKPOINT_ID_SIZE];
 
 	if (verdict->state == CHECKPOINT_VERIFIED) {
 		CHECK(verdict->info != NULL);
@@ -273,8 +279,7 @@ static void make_row(const struct scrub *scrub, const struct verdict *verdict,
 		catalog_row_verified_now(ret);
 		return;
 	}
-	checkpoint_id_format(item->step, item->branch, id);
-	snprintf(file.name, sizeof(file.name), "%s%s", id, CHECKPOINT_SUFFIX);
+	name_of(item, file.name);
 	recovery_row_of_name(&scrub->folder, &file, old, verdict->state, verdict->text, ret);
 	if (old != NULL)
 		ret->keep = old->keep;
@@ -394,7 +399,7 @@ static int check_item(const struct scrub *scrub, const struct scrub_item *item, 
 	checkpoint_id_format(item->step, item->branch, id);
 	if (options->begin != NULL)
 		options->begin(options->context, id, scrub->done_bytes, scrub->total_bytes);
-	snprintf(name, sizeof(name), "%s%s", id, CHECKPOINT_SUFFIX);
+	name_of(item, name);
 	rc = scrub_check_file(scrub->folder.fd, name, scrub->run_id, options->threads,
 		options->gate, &info, &fd, &why);
 	if (rc == -ECANCELED || (rc < 0 && recovery_is_ours(rc))) {
