@@ -17,12 +17,12 @@
  * loop meets the worst of them. */
 #include "base/clock.h"
 #include "base/panic.h"
+#include "base/priority.h"
 #include "base/seal.h"
 #include "base/sys.h"
 #include "bench/nets.h"
 #include "bench/solo.h"
 #include "daemon/ops/engine.h"
-#include "daemon/worker.h"
 #include "store/checkpoint.h"
 #include "store/chunk_flow.h"
 
@@ -329,7 +329,7 @@ static int run_child(struct bench *bench, bool beside)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (beside)
-		worker_step_back();
+		priority_set(0, 10); /* as the supervisor does it */
 	if (state_map(&bench->state, CHILD_FD, true, &err) < 0)
 		die("state memory", err.text);
 	if (state_pinned_record(&bench->state, &bench->record) < 0)

@@ -49,7 +49,3 @@ int worker_fetch_newest(struct worker *worker, const struct run *run, const int6
 
 /* The number of OpenMP threads: of the start frame, else of the configuration, else all. */
 void worker_set_threads(const struct worker *worker);
-/* For processes beside the trainer: nice 10 and the lowest best-effort I/O priority. */
-void worker_step_back(void);
-/* Besides: the disk only when nobody else wants it. */
-void worker_idle_io(void);

@@ -1,6 +1,7 @@
 /* The role `mirror`, and what a start takes from a mirror. The role is one pass that brings to the
  * mirror what is missing there. It may hang with the mirror's disk, so it holds nothing that others
  * need: not the run's lock, and the catalog for single rows only. */
+#include "base/priority.h"
 #include "daemon/worker.h"
 #include "store/mirror.h"
 
@@ -21,8 +22,7 @@ int worker_mirror(struct worker *worker)
 	struct error err;
 	int r = worker->trust_code;
 
-	worker_step_back();
-	worker_idle_io();
+	priority_idle_io();
 	if (r < 0)
 		return worker_fail(worker, LINK_EXIT_TRANSIENT, "%s", worker->trust_text);
 	r = run_load(worker->run_fd, &run, &err);

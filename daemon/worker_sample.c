@@ -188,7 +188,6 @@ int worker_sample(struct worker *worker)
 
 	picture.worker = worker;
 	picture.fd = -1;
-	worker_step_back();
 	r = sample(&picture, &err);
 	r = r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err) : say_sampled(&picture);
 	free(picture.images);

@@ -1,6 +1,7 @@
 /* The roles `verify` (on request, as fast as it goes) and `scrub` (all that is kept, at a pace, the
  * oldest first): checkpoints are read whole and compared with their digests. What is found goes
  * into the catalog and to the supervisor. `stop` ends both between two chunks. */
+#include "base/priority.h"
 #include "daemon/worker.h"
 #include "store/scrub.h"
 
@@ -110,13 +111,11 @@ static int read_all(struct worker *worker, double rate_mib)
 
 int worker_verify(struct worker *worker)
 {
-	worker_step_back();
 	return read_all(worker, 0);
 }
 
 int worker_scrub(struct worker *worker)
 {
-	worker_step_back();
-	worker_idle_io();
+	priority_idle_io();
 	return read_all(worker, worker->start.config.scrub_rate);
 }

@@ -5,7 +5,9 @@
 
 #include "base/log.h"
 #include "base/panic.h"
+#include "base/priority.h"
 #include "proto/link.h"
+#include "supervisor/obituary.h"
 #include "supervisor/text.h"
 
 #include <dirent.h>
@@ -15,8 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -446,6 +446,21 @@ void child_kill(struct child *child, int signal_number)
 		set_timer(child, CHILD_TIMER_KILL, CHILD_KILL_REPORT_MS);
 }
 
+void child_reason(const struct child *child, char *text, size_t size)
+{
+	struct ending ending = {.role = child->role,
+		.exit_status = child->exit_status,
+		.term_signal = child->term_signal,
+		.hang = child->hang,
+		.protocol_broken = child->protocol_broken,
+		.phase = child->role,
+		.last_words = child->last_words};
+	struct obituary obituary;
+
+	obituary_write(&ending, &obituary);
+	snprintf(text, size, "%s", *child->last_words ? child->last_words : obituary.sentence);
+}
+
 void child_abandon(struct child *child)
 {
 	if (child->state != CHILD_RUNNING)
@@ -464,17 +479,13 @@ void child_abort(struct child *child)
 	set_timer(child, CHILD_TIMER_ABORT, CHILD_ABORT_GRACE_MS);
 }
 
-/* Both priorities belong to threads; those that it makes afterwards inherit them. */
 static void set_thread_nice(const struct child *child, pid_t thread, int nice)
 {
-	enum { IOPRIO_WHO_PROCESS = 1, BEST_EFFORT_LOWEST = 2 << 13 | 7, AS_NICE_SAYS = 0 };
+	int code = priority_set(thread, nice);
 
-	if (setpriority(PRIO_PROCESS, (id_t)thread, nice) < 0)
+	if (code < 0)
 		log_debug(
-			"%s[%d]: priority %d: %s", child->role, (int)thread, nice, strerror(errno));
-	if (syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, (int)thread,
-		    nice > 0 ? BEST_EFFORT_LOWEST : AS_NICE_SAYS) < 0)
-		log_debug("%s[%d]: I/O priority: %s", child->role, (int)thread, strerror(errno));
+			"%s[%d]: priority %d: %s", child->role, (int)thread, nice, strerror(-code));
 }
 
 void child_set_nice(struct child *child, int nice)

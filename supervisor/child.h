@@ -71,6 +71,8 @@ bool child_alive(const struct child *child);
 /* Sends one frame; takes the reference. Lost when it is ending. */
 void child_send(struct child *child, json_t *frame);
 void child_kill(struct child *child, int signal_number);
+/* Why it ended, in one line: its own last words, else what its end says. */
+void child_reason(const struct child *child, char *text, size_t size);
 /* For one that SIGKILL does not end, when nobody can wait: `ended` comes, as if it had. */
 void child_abandon(struct child *child);
 /* SIGABRT for a backtrace, then SIGKILL. */

@@ -34,7 +34,6 @@ static void spawn(struct supervisor *sup)
 
 	CHECK(!child_alive(&mirror->child) && is_wanted(sup));
 	mirror->pending = false;
-	mirror->over_time = false;
 	worker_options(sup, &options);
 	options.nice = MIRROR_NICE;
 	options.threads = 1;
@@ -76,18 +75,8 @@ static void note_good(struct supervisor *sup)
 static void note_failed(struct supervisor *sup, const struct child *child)
 {
 	struct mirrorer *mirror = &sup->mirror;
-	struct ending ending = {.role = child->role,
-		.exit_status = child->exit_status,
-		.term_signal = child->term_signal,
-		.hang = mirror->over_time,
-		.protocol_broken = child->protocol_broken,
-		.phase = child->role,
-		.last_words = child->last_words};
-	struct obituary obituary;
 
-	obituary_write(&ending, &obituary);
-	snprintf(mirror->last_error, sizeof(mirror->last_error), "%s",
-		*child->last_words ? child->last_words : obituary.sentence);
+	child_reason(child, mirror->last_error, sizeof(mirror->last_error));
 	mirror->retry_ns = clock_monotonic_ns() +
 		backoff_ns(RETRY_NS, RETRY_MAX_NS, mirror->failures, 0);
 	mirror->pending = true;
@@ -137,12 +126,6 @@ void mirror_stop(struct supervisor *sup)
 	child_kill(&sup->mirror.child, SIGKILL);
 }
 
-static bool may_run(const struct supervisor *sup)
-{
-	return (sup->state == FSM_TRAINING && sup->trainer_ready) || sup->state == FSM_PAUSED ||
-		sup->state == FSM_STOPPED || sup->state == FSM_FINISHED;
-}
-
 static void watch(struct supervisor *sup, nsec_t now_ns)
 {
 	struct mirrorer *mirror = &sup->mirror;
@@ -151,9 +134,9 @@ static void watch(struct supervisor *sup, nsec_t now_ns)
 		(nsec_t)(sup->prepared.section_bytes * SECTION_COUNT / (1 << 20) * count) *
 			NSEC_PER_SEC;
 
-	if (now_ns - mirror->child.begun_ns < limit_ns || mirror->over_time)
+	if (now_ns - mirror->child.begun_ns < limit_ns || mirror->child.hang)
 		return;
-	mirror->over_time = true;
+	mirror->child.hang = true;
 	child_kill(&mirror->child, SIGKILL);
 }
 
@@ -163,7 +146,8 @@ void mirror_tick(struct supervisor *sup, nsec_t now_ns)
 
 	if (child_alive(&mirror->child))
 		watch(sup, now_ns);
-	else if (mirror->pending && is_wanted(sup) && may_run(sup) && now_ns >= mirror->retry_ns)
+	else if (mirror->pending && is_wanted(sup) && sup_is_quiet(sup) &&
+		now_ns >= mirror->retry_ns)
 		spawn(sup);
 }
 

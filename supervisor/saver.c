@@ -104,7 +104,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	if (code < 0)
 		return code;
 	saver->in_flight = true;
-	saver->got_saved = saver->off_line = saver->over_time = saver->wanted = false;
+	saver->got_saved = saver->off_line = saver->wanted = false;
 	saver->foreground = foreground || alone;
 	saver->joined = saver->next;
 	saver->next = NULL;
@@ -143,10 +143,11 @@ static void serve_next(struct supervisor *sup)
 {
 	struct saver *saver = &sup->saver;
 	struct state_record record;
-	int code = memory_newest(sup, &record);
+	int code;
 
 	if (!saver->next || saver->in_flight)
 		return;
+	code = memory_newest(sup, &record);
 	if (code == 0 && !is_saved(sup, &record))
 		code = saver_start(sup, true);
 	else if (state_comes(sup))
@@ -326,7 +327,7 @@ static void note_failed(struct supervisor *sup, const struct child *child)
 	struct ending ending = {.role = "saver",
 		.exit_status = child->exit_status,
 		.term_signal = child->term_signal,
-		.hang = saver->over_time,
+		.hang = child->hang,
 		.protocol_broken = child->protocol_broken,
 		.phase = "saving",
 		.step = saver->record.step,
@@ -433,8 +434,8 @@ static void watch_saver(struct supervisor *sup, nsec_t now_ns)
 	CHECK(saver->in_flight && child_alive(&saver->child));
 	if (sup->config.interval > 0 && age_ns > sup->config.interval * NSEC_PER_SEC / 2)
 		raise_priority(sup);
-	if (age_ns > limit_ns && !saver->over_time) {
-		saver->over_time = true;
+	if (age_ns > limit_ns && !saver->child.hang) {
+		saver->child.hang = true;
 		child_kill(&saver->child, SIGKILL);
 	}
 }

@@ -183,17 +183,8 @@ static void note_finished(struct supervisor *sup)
 static void note_failed(struct supervisor *sup, const struct child *child, char *text, size_t size)
 {
 	struct scrubber *scrub = &sup->scrub;
-	struct ending ending = {.role = child->role,
-		.exit_status = child->exit_status,
-		.term_signal = child->term_signal,
-		.hang = child->hang,
-		.protocol_broken = child->protocol_broken,
-		.phase = child->role,
-		.last_words = child->last_words};
-	struct obituary obituary;
 
-	obituary_write(&ending, &obituary);
-	snprintf(text, size, "%s", *child->last_words ? child->last_words : obituary.sentence);
+	child_reason(child, text, size);
 	scrub->retry_ns = clock_monotonic_ns() +
 		(scrub->stopping ? 0 : backoff_ns(RETRY_NS, RETRY_MAX_NS, scrub->failures++, 0));
 	if (!scrub->stopping)
@@ -229,16 +220,10 @@ static void on_ended(struct child *child)
 	survey_start(sup);
 }
 
-static void on_stuck(struct child *child)
-{
-	sup_event(child->owner, "error", "stuck", "%s %d does not end by SIGKILL: waiting for it",
-		child->role, (int)child->pid);
-}
-
 const struct child_handlers scrub_handlers = {
 	.message = on_message,
 	.ended = on_ended,
-	.stuck = on_stuck,
+	.stuck = sup_on_stuck,
 };
 
 /* -- when -- */
@@ -248,12 +233,6 @@ static nsec_t due_wall_ns(const struct supervisor *sup, nsec_t wall_ns)
 	if (!sup->survey.known || !sup->survey.catalog)
 		return INT64_MAX;
 	return scrub_due_ns(&sup->survey.age, sup->config.scrub_interval * NSEC_PER_SEC, wall_ns);
-}
-
-static bool is_quiet(const struct supervisor *sup)
-{
-	return (sup->state == FSM_TRAINING && sup->trainer_ready) || sup->state == FSM_PAUSED ||
-		sup->state == FSM_STOPPED || sup->state == FSM_FINISHED;
 }
 
 static void watch(struct supervisor *sup, nsec_t now_ns)
@@ -274,7 +253,7 @@ void scrub_tick(struct supervisor *sup, nsec_t now_ns)
 
 	if (child_alive(&sup->scrub.child))
 		watch(sup, now_ns);
-	else if (is_quiet(sup) && !sup->final.active && now_ns >= sup->scrub.retry_ns &&
+	else if (sup_is_quiet(sup) && !sup->final.active && now_ns >= sup->scrub.retry_ns &&
 		wall_ns >= due_wall_ns(sup, wall_ns))
 		spawn(sup);
 }

@@ -166,6 +166,18 @@ void sup_settle(struct supervisor *sup)
 	}
 }
 
+bool sup_is_quiet(const struct supervisor *sup)
+{
+	return (sup->state == FSM_TRAINING && sup->trainer_ready) || sup->state == FSM_PAUSED ||
+		sup->state == FSM_STOPPED || sup->state == FSM_FINISHED;
+}
+
+void sup_on_stuck(struct child *child)
+{
+	sup_event(child->owner, "error", "stuck", "%s %d does not end by SIGKILL: waiting for it",
+		child->role, (int)child->pid);
+}
+
 /* -- the table's actions -- */
 
 static void end_loop(struct supervisor *sup)

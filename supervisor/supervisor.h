@@ -67,7 +67,7 @@ struct prepared {
 
 struct saver {
 	struct child child;
-	bool in_flight, got_saved, already, over_time;
+	bool in_flight, got_saved, already;
 	bool off_line; /* what was saved: a branch began while it was */
 	bool foreground;
 	struct state_record record; /* pinned */
@@ -98,8 +98,7 @@ struct task {
 
 struct mirrorer {
 	struct child child;
-	bool pending; /* something may be missing there */
-	bool over_time;
+	bool pending;      /* something may be missing there */
 	uint32_t failures; /* in a row */
 	nsec_t retry_ns;   /* not before; monotonic */
 	uint32_t behind;   /* as the last pass left it */
@@ -239,6 +238,10 @@ void sup_event(struct supervisor *sup, const char *level, const char *kind, cons
 uint64_t sup_step(const struct supervisor *sup);
 /* What goes on after a pause or a stop: there may be nothing prepared yet. */
 enum fsm_event sup_resume_event(const struct supervisor *sup);
+/* What has time may be done: nothing is begun, ended or prepared. */
+bool sup_is_quiet(const struct supervisor *sup);
+/* For child_handlers: a process in the background that SIGKILL does not end. */
+void sup_on_stuck(struct child *child);
 /* Answers the calls that wait for a state which is reached, or can no longer be. */
 void sup_settle(struct supervisor *sup);
 /* All rows of the ring that were not taken yet, to the database. */
@@ -313,7 +316,7 @@ void verify_start(struct supervisor *sup, struct call *call, const char *id);
 
 /* -- mirror.c -- */
 extern const struct child_handlers mirror_handlers;
-/* Something was saved, kept or given up: as soon as may be. */
+/* Something was saved, or the configuration changed: as soon as may be. */
 void mirror_want(struct supervisor *sup);
 /* Before the catalog may be replaced: at once. */
 void mirror_stop(struct supervisor *sup);

@@ -73,22 +73,6 @@ static void on_message(struct child *child, const char *name, json_t *body)
 	}
 }
 
-/* Why it gave no answer. */
-static void task_failed(struct call *call, const struct child *child)
-{
-	struct ending ending = {.role = child->role,
-		.exit_status = child->exit_status,
-		.term_signal = child->term_signal,
-		.protocol_broken = child->protocol_broken,
-		.phase = child->role,
-		.last_words = child->last_words};
-	struct obituary obituary;
-
-	obituary_write(&ending, &obituary);
-	call_error(
-		call, "Failed", "%s", *child->last_words ? child->last_words : obituary.sentence);
-}
-
 static void on_ended(struct child *child)
 {
 	struct supervisor *sup = child->owner;
@@ -98,13 +82,15 @@ static void on_ended(struct child *child)
 	json_t *answer = task->answer;
 	bool good = !child->term_signal && !child->protocol_broken &&
 		(child->exit_status == 0 || (verify && json_array_size(answer) > 0));
+	char text[TEXT_MAX];
 
 	CHECK(call && !child_alive(child));
 	task->call = NULL;
 	task->answer = NULL;
 	if (!answer || !good) {
 		json_decref(answer);
-		task_failed(call, child);
+		child_reason(child, text, sizeof(text));
+		call_error(call, "Failed", "%s", text);
 	} else {
 		call_reply(call, verify ? json_pack("{s:o}", "results", answer) : answer);
 	}
@@ -112,20 +98,14 @@ static void on_ended(struct child *child)
 		survey_start(sup);
 }
 
-static void on_stuck(struct child *child)
-{
-	sup_event(child->owner, "error", "stuck", "%s %d does not end by SIGKILL: waiting for it",
-		child->role, (int)child->pid);
-}
-
 const struct child_handlers sample_handlers = {
 	.message = on_message,
 	.ended = on_ended,
-	.stuck = on_stuck,
+	.stuck = sup_on_stuck,
 };
 
 const struct child_handlers verify_handlers = {
 	.message = on_message,
 	.ended = on_ended,
-	.stuck = on_stuck,
+	.stuck = sup_on_stuck,
 };

@@ -1,0 +1,11 @@
+/* CPU and I/O priority of a thread: both belong to threads, and those made later inherit them. What
+ * works beside the trainer stays out of its way. */
+#pragma once
+
+#include <sys/types.h>
+
+/* thread 0: the caller. nice above 0 also means the lowest best-effort I/O priority, else the one
+ * that goes with nice. Both are tried; the first error, for a message: nothing depends on it. */
+int priority_set(pid_t thread, int nice);
+/* The caller uses the disk only when nobody else wants it, where that is allowed. */
+void priority_idle_io(void);
