@@ -1,6 +1,8 @@
 /* The helpers of rig.h. */
 #include "tests/sim/rig.h"
 
+#include "tests/sim/fake_worker.h"
+
 #include "base/file.h"
 #include "base/log.h"
 #include "proto/frame.h"
@@ -22,6 +24,17 @@
 static int remove_one(const char *path, const struct stat *about, int type, struct FTW *place)
 {
 	return remove(path);
+}
+
+int sim_main(int argc, char **argv, const struct CMUnitTest *tests, size_t count)
+{
+	int code;
+
+	if (fake_worker(argc, argv, &code))
+		return code;
+	if (argc == 2)
+		cmocka_set_test_filter(argv[1]);
+	return _cmocka_run_group_tests("tests", tests, count, NULL, NULL);
 }
 
 int sim_setup(void **state)

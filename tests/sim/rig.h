@@ -26,6 +26,9 @@ struct fixture {
 
 #define SIM_TEST(name) cmocka_unit_test_setup_teardown(name, sim_setup, sim_teardown)
 
+/* The main of a test program, which is also the fake worker; an argument chooses tests. */
+int sim_main(int argc, char **argv, const struct CMUnitTest *tests, size_t count);
+
 /* A new run in a folder of its own. */
 int sim_setup(void **state);
 /* The exit code, or 256 and the signal. */

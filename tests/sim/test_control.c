@@ -1,6 +1,5 @@
 /* Clients of all kinds: what one does costs no other anything, and only who may changes anything.
  */
-#include "tests/sim/fake_worker.h"
 #include "tests/sim/rig.h"
 
 #include "proto/frame.h"
@@ -285,11 +284,6 @@ int main(int argc, char **argv)
 		SIM_TEST(bad_parameters_are_named),
 		SIM_TEST(p10_others_may_look_and_not_touch),
 	};
-	int code;
 
-	if (fake_worker(argc, argv, &code))
-		return code;
-	if (argc == 2)
-		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return sim_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }

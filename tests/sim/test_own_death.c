@@ -291,11 +291,6 @@ int main(int argc, char **argv)
 		SIM_TEST(without_a_run_it_waits_and_says_so),
 		SIM_TEST(p9_an_identity_key_that_differs_is_refused_for_the_last_good),
 	};
-	int code;
 
-	if (fake_worker(argc, argv, &code))
-		return code;
-	if (argc == 2)
-		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return sim_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }

@@ -1,6 +1,5 @@
 /* The supervisor around a fake worker: saves that fail, wait, take long, and what is said of them.
  */
-#include "tests/sim/fake_worker.h"
 #include "tests/sim/rig.h"
 
 #include <signal.h>
@@ -237,11 +236,6 @@ int main(int argc, char **argv)
 		SIM_TEST(p11_stale_weights_are_told_until_they_move),
 		SIM_TEST(a_budget_that_cannot_be_met_is_told),
 	};
-	int code;
 
-	if (fake_worker(argc, argv, &code))
-		return code;
-	if (argc == 2)
-		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return sim_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }

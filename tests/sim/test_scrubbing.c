@@ -362,11 +362,6 @@ int main(int argc, char **argv)
 		SIM_TEST(a_scrub_never_holds_up_the_end_of_the_daemon),
 		SIM_TEST(no_scrub_begins_while_a_stop_is_under_way),
 	};
-	int code;
 
-	if (fake_worker(argc, argv, &code))
-		return code;
-	if (argc == 2)
-		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return sim_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }

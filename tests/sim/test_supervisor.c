@@ -1,5 +1,4 @@
 /* The supervisor around a fake worker: life, deaths, saves, rollbacks. */
-#include "tests/sim/fake_worker.h"
 #include "tests/sim/rig.h"
 
 #include "proto/frame.h"
@@ -506,11 +505,6 @@ int main(int argc, char **argv)
 		SIM_TEST(p1_what_is_kept_outlives_retention_and_the_daemon),
 		SIM_TEST(power_fail_saves_and_power_ok_goes_on),
 	};
-	int code;
 
-	if (fake_worker(argc, argv, &code))
-		return code;
-	if (argc == 2)
-		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return sim_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }

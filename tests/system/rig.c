@@ -525,6 +525,25 @@ void rig_checkpoint_state(struct rig *rig, const char *id, char state[32])
 	}
 }
 
+void rig_checkpoint_path(const struct rig *rig, const char *id, char path[2 * RIG_PATH_MAX])
+{
+	snprintf(path, 2 * RIG_PATH_MAX, "%s/checkpoints/%s" CHECKPOINT_SUFFIX, rig->run_dir, id);
+}
+
+void rig_flip(const char *path, off_t at)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	struct stat file;
+	uint8_t byte;
+
+	assert_true(fd >= 0 && fstat(fd, &file) == 0);
+	at = at < 0 ? file.st_size + at : at;
+	assert_int_equal(pread(fd, &byte, 1, at), 1);
+	byte ^= 4;
+	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+	close(fd);
+}
+
 void rig_save(struct rig *rig, char id[64], int64_t *ret_step)
 {
 	AUTO_JSON saved = rig_call(rig, "Save", json_pack("{s:b}", "wait", 1), NULL);

@@ -72,6 +72,10 @@ int64_t rig_event(
 int64_t rig_last_event(struct rig *rig);
 /* The state of a checkpoint in the catalog ("verified", ...), "" when it has no row. */
 void rig_checkpoint_state(struct rig *rig, const char *id, char state[32]);
+/* The file of a checkpoint. */
+void rig_checkpoint_path(const struct rig *rig, const char *id, char path[2 * RIG_PATH_MAX]);
+/* Flips one bit of a file: at from its beginning, or from its end when negative. */
+void rig_flip(const char *path, off_t at);
 /* Saves and waits: the id. */
 void rig_save(struct rig *rig, char id[64], int64_t *ret_step);
 

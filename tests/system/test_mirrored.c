@@ -3,7 +3,6 @@
 #include "store/mirror.h"
 #include "tests/system/rig.h"
 
-#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -58,23 +57,6 @@ static int64_t save_mirrored(struct mirrored *m)
 	return step;
 }
 
-static void checkpoint_path(const struct mirrored *m, const char *id, char path[256])
-{
-	snprintf(path, 256, "%.128s/checkpoints/%.63s.safetensors", m->rig.run_dir, id);
-}
-
-static void flip(const char *path)
-{
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	unsigned char byte;
-
-	assert_true(fd >= 0);
-	assert_int_equal(pread(fd, &byte, 1, 100000), 1);
-	byte ^= 4;
-	assert_int_equal(pwrite(fd, &byte, 1, 100000), 1);
-	close(fd);
-}
-
 static void expect_resumed(struct mirrored *m, int64_t step)
 {
 	char part[64], text[256];
@@ -87,7 +69,7 @@ static void expect_resumed(struct mirrored *m, int64_t step)
 static void p1_what_is_lost_or_rotten_comes_back_from_the_mirror(void **unused)
 {
 	struct mirrored m;
-	char path[256], text[256];
+	char path[2 * RIG_PATH_MAX], text[256];
 	int64_t step;
 
 	open_mirrored(&m);
@@ -96,8 +78,8 @@ static void p1_what_is_lost_or_rotten_comes_back_from_the_mirror(void **unused)
 	save_mirrored(&m);
 	step = save_mirrored(&m);
 	rig_kill_supervisor(&m.rig);
-	checkpoint_path(&m, newest_id, path);
-	flip(path);
+	rig_checkpoint_path(&m.rig, newest_id, path);
+	rig_flip(path, 100000);
 	rig_start(&m.rig, NULL);
 	rig_wait(&m.rig, "the rotten one again", is_training, 0);
 	expect_resumed(&m, step);
@@ -105,7 +87,7 @@ static void p1_what_is_lost_or_rotten_comes_back_from_the_mirror(void **unused)
 
 	step = save_mirrored(&m);
 	rig_kill_supervisor(&m.rig);
-	checkpoint_path(&m, newest_id, path);
+	rig_checkpoint_path(&m.rig, newest_id, path);
 	assert_int_equal(unlink(path), 0);
 	rig_start(&m.rig, NULL);
 	rig_wait(&m.rig, "the lost one again", is_training, 0);

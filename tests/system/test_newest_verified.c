@@ -26,12 +26,6 @@ static struct rig base;
 static char ids[SAVES][64];
 static int64_t steps[SAVES];
 
-static void checkpoint_path(
-	const struct rig *rig, const char *id, const char *suffix, char path[2 * RIG_PATH_MAX])
-{
-	snprintf(path, 2 * RIG_PATH_MAX, "%s/checkpoints/%s%s", rig->run_dir, id, suffix);
-}
-
 static int make_base(void **unused)
 {
 	rig_open(&base, "steps_total=1000000");
@@ -80,29 +74,14 @@ static void truncate_file(const struct rig *rig, const char *path)
 	assert_int_equal(truncate(path, file.st_size - 5000), 0);
 }
 
-static void flip_bit(const char *path, off_t offset)
-{
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	uint8_t byte;
-
-	assert_true(fd >= 0);
-	assert_int_equal(pread(fd, &byte, 1, offset), 1);
-	byte ^= 4;
-	assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
-	close(fd);
-}
-
 static void flip_data(const struct rig *rig, const char *path)
 {
-	struct stat file;
-
-	assert_int_equal(stat(path, &file), 0);
-	flip_bit(path, file.st_size - 3000000);
+	rig_flip(path, -3000000);
 }
 
 static void flip_header(const struct rig *rig, const char *path)
 {
-	flip_bit(path, 300);
+	rig_flip(path, 300);
 }
 
 static void empty_file(const struct rig *rig, const char *path)
@@ -119,7 +98,7 @@ static void replace_by_older(const struct rig *rig, const char *path)
 {
 	char older[2 * RIG_PATH_MAX];
 
-	checkpoint_path(rig, ids[0], ".safetensors", older);
+	rig_checkpoint_path(rig, ids[0], older);
 	assert_int_equal(rename(older, path), 0);
 }
 
@@ -144,7 +123,7 @@ static void p1_a_damaged_newest_gives_way_to_the_right_older_one(void **unused)
 
 		print_message("# newest checkpoint: %s\n", cases[i].what);
 		rig_copy(&rig, &base);
-		checkpoint_path(&rig, ids[SAVES - 1], ".safetensors", path);
+		rig_checkpoint_path(&rig, ids[SAVES - 1], path);
 		cases[i].damage(&rig, path);
 		start_from(&rig, steps[SAVES - 2], 1);
 		rig_checkpoint_state(&rig, ids[SAVES - 1], state);
@@ -335,7 +314,7 @@ static void p7_what_somebody_exports_is_not_deleted_under_him(void **unused)
 	rig_copy(&rig, &base);
 	rig_set(&rig, "keep_last", "2");
 	start_from(&rig, steps[SAVES - 1], 1);
-	checkpoint_path(&rig, ids[0], ".safetensors", path);
+	rig_checkpoint_path(&rig, ids[0], path);
 	snprintf(folder, sizeof(folder), "%s/exported", rig.dir);
 	pid_t pid = start_export(&rig, ids[0], folder);
 

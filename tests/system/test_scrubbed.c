@@ -17,27 +17,12 @@
 #define SAVES 3
 #define PATH_SIZE (2 * RIG_PATH_MAX)
 
-static void path_of(const struct rig *rig, const char *id, char path[PATH_SIZE])
-{
-	snprintf(path, PATH_SIZE, "%s/checkpoints/%s.safetensors", rig->run_dir, id);
-}
-
-/* at: from the beginning, or from the end when negative. */
 static void flip(const struct rig *rig, const char *id, off_t at)
 {
 	char path[PATH_SIZE];
-	struct stat file;
-	uint8_t byte;
 
-	path_of(rig, id, path);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-
-	assert_true(fd >= 0 && fstat(fd, &file) == 0);
-	at = at < 0 ? file.st_size + at : at;
-	assert_int_equal(pread(fd, &byte, 1, at), 1);
-	byte ^= 4;
-	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
-	close(fd);
+	rig_checkpoint_path(rig, id, path);
+	rig_flip(path, at);
 }
 
 /* ckptctl with these words (c may be NULL); fails unless it ends with this code and says this. */
@@ -136,7 +121,7 @@ static void p1_a_flipped_bit_is_found_under_a_running_daemon(void **unused)
 	rig_wait(&rig, "some steps", is_step, whole_step + 5);
 	rig_save(&rig, newest, &newest_step);
 	rig_kill_supervisor(&rig);
-	path_of(&rig, newest, path);
+	rig_checkpoint_path(&rig, newest, path);
 	expect_ctl(&rig, "verify", path, 0, "  ok  ");
 	flip(&rig, newest, -3000000);
 	expect_ctl(&rig, "verify", path, 1, "  BAD  ");

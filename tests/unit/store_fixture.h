@@ -234,19 +234,26 @@ static inline void fixture_name(uint32_t branch, uint64_t step, char name[64])
 	snprintf(name, 64, "%s%s", id, CHECKPOINT_SUFFIX);
 }
 
+/* Its row in the catalog; false when there is none. */
+static inline bool fixture_row(struct fixture *fx, const char *id, struct catalog_row *ret)
+{
+	struct catalog *catalog;
+	int rc;
+
+	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
+	rc = catalog_get(catalog, id, ret, &fx->err);
+	catalog_close(catalog);
+	return rc == 0;
+}
+
 /* The state that the catalog gives it; -1 when there is no row. */
 static inline int fixture_row_state(struct fixture *fx, uint32_t branch, uint64_t step)
 {
 	char id[CHECKPOINT_ID_SIZE];
-	struct catalog *catalog;
 	struct catalog_row row;
-	int rc;
 
 	checkpoint_id_format(step, branch, id);
-	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
-	rc = catalog_get(catalog, id, &row, &fx->err);
-	catalog_close(catalog);
-	return rc == 0 ? (int)row.state : -1;
+	return fixture_row(fx, id, &row) ? (int)row.state : -1;
 }
 
 static inline bool fixture_exists(int dir_fd, const char *name)

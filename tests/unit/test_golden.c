@@ -72,7 +72,6 @@ static void expect_refused(struct fixture *fx, char *line)
 	const char *file = strsep(&line, " "), *name = strsep(&line, " ");
 	const char *state = strsep(&line, " "), *words = line;
 	char golden[LINE_MAX_BYTES], id[CHECKPOINT_ID_SIZE];
-	struct catalog *catalog;
 	struct catalog_row row;
 
 	assert_non_null(words);
@@ -81,9 +80,7 @@ static void expect_refused(struct fixture *fx, char *line)
 	place(fx, golden, name);
 	fixture_prepare(fx);
 	snprintf(id, sizeof(id), "%.20s", name);
-	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
-	PASS(catalog_get(catalog, id, &row, &fx->err));
-	catalog_close(catalog);
+	assert_true(fixture_row(fx, id, &row));
 	if (strcmp(checkpoint_state_name(row.state), state) != 0 || strstr(row.text, words) == NULL)
 		fail_msg("%s is %s: %s", file, checkpoint_state_name(row.state), row.text);
 	PASS(unlinkat(fx->fd, name, 0));

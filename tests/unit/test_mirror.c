@@ -273,7 +273,6 @@ static void rows_say_what_is_mirrored(void **state)
 {
 	struct fixture *fx = *state;
 	struct mirror_outcome outcome;
-	struct catalog *catalog;
 	struct catalog_row row;
 
 	for (uint64_t step = 10; step <= 30; step += 10)
@@ -281,12 +280,10 @@ static void rows_say_what_is_mirrored(void **state)
 	PASS(try_update(fx, &outcome));
 	fixture_save(fx, 1, 40);
 	PASS(try_update(fx, &outcome));
-	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
-	PASS(catalog_get(catalog, "step-000000040-b0001", &row, &fx->err));
+	assert_true(fixture_row(fx, "step-000000040-b0001", &row));
 	assert_true(row.mirrored_at[0] != '\0');
-	PASS(catalog_get(catalog, "step-000000020-b0001", &row, &fx->err));
+	assert_true(fixture_row(fx, "step-000000020-b0001", &row));
 	assert_true(row.mirrored_at[0] == '\0');
-	catalog_close(catalog);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

@@ -209,12 +209,9 @@ static void p8_lost_catalog_costs_no_milestone(void **state)
 
 static bool row_keeps(struct fixture *fx, const char *id)
 {
-	struct catalog *catalog;
 	struct catalog_row row;
 
-	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
-	PASS(catalog_get(catalog, id, &row, &fx->err));
-	catalog_close(catalog);
+	assert_true(fixture_row(fx, id, &row));
 	return row.keep;
 }
 

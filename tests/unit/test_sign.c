@@ -147,17 +147,6 @@ static void trusted_keys_have_comments_and_line_numbers(void **state)
 
 /* -- who is believed -- */
 
-static struct catalog_row row_of(struct fixture *fx, const char *id)
-{
-	struct catalog *catalog;
-	struct catalog_row row;
-
-	PASS(catalog_open(fx->dir, CATALOG_READ, &catalog, &fx->err));
-	PASS(catalog_get(catalog, id, &row, &fx->err));
-	catalog_close(catalog);
-	return row;
-}
-
 static void trust(bool require, const struct sign_key *key)
 {
 	struct trust policy = {.require = require, .only_listed = key != NULL};
@@ -244,7 +233,7 @@ static void p11_a_signed_checkpoint_is_saved_catalogued_and_loaded(void **state)
 	fixture_prepare(fx);
 	trust(true, &own);
 	save_signed(fx, 10, &own);
-	row = row_of(fx, "step-000000010-b0001");
+	assert_true(fixture_row(fx, "step-000000010-b0001", &row));
 	sign_public_hex(&own.public, hex);
 	assert_string_equal(row.signer, hex);
 	fixture_prepare(fx);
@@ -261,6 +250,7 @@ static void p11_a_foreign_newest_is_refused_by_a_start(void **state)
 	struct sign_key own = key_of(1), other = key_of(2);
 	struct fixture *fx = *state;
 	struct checkpoint_info info;
+	struct catalog_row row;
 
 	fixture_prepare(fx);
 	save_signed(fx, 10, &own);
@@ -269,8 +259,7 @@ static void p11_a_foreign_newest_is_refused_by_a_start(void **state)
 	fixture_prepare(fx);
 	assert_true(fixture_told(fx, "step-000000020-b0001 is refused"));
 	assert_true(fixture_told(fx, "an untrusted key signed it"));
-	struct catalog_row row = row_of(fx, "step-000000020-b0001");
-
+	assert_true(fixture_row(fx, "step-000000020-b0001", &row));
 	assert_int_equal(row.state, CHECKPOINT_REFUSED);
 	PASS(fixture_try_load(fx, &info));
 	assert_int_equal(info.record.step, 10);
