@@ -16,6 +16,7 @@
  *     rot             a write leaves one other bit on the disk, and says nothing
  *     skip            nothing is done, and success is said (of what changes or syncs)
  *     kill, stop      SIGKILL or SIGSTOP to the process itself
+ *     spin, block     never comes back: an endless loop, a read that nobody answers
  * An action does nothing where it makes no sense. A tracer sees what really was done. */
 #pragma once
 

@@ -55,7 +55,8 @@ static int parse_action(const char *text, struct sys_fault *fault)
 		const char *name;
 		enum sys_fault_action action;
 	} actions[] = {{"short", FAULT_SHORT}, {"kill", FAULT_KILL}, {"stop", FAULT_STOP},
-		{"flip", FAULT_FLIP}, {"eof", FAULT_EOF}, {"rot", FAULT_ROT}, {"skip", FAULT_SKIP}};
+		{"flip", FAULT_FLIP}, {"eof", FAULT_EOF}, {"rot", FAULT_ROT}, {"skip", FAULT_SKIP},
+		{"spin", FAULT_SPIN}, {"block", FAULT_BLOCK}};
 
 	for (size_t i = 0; i < sizeof(actions) / sizeof(*actions); i++)
 		if (strcmp(text, actions[i].name) == 0) {
@@ -136,6 +137,23 @@ uint64_t sys_fault_fired(void)
 	return atomic_load(&fired_count);
 }
 
+static void spin(void)
+{
+	for (volatile unsigned turns = 0;; turns = turns + 1)
+		;
+}
+
+/* As on a file system that does not answer. */
+static void block(void)
+{
+	int ends[2];
+	char byte;
+
+	CHECK(pipe(ends) == 0);
+	while (read(ends[0], &byte, 1) < 0)
+		;
+}
+
 const struct sys_fault *sys_fault_at(const char *point)
 {
 	pthread_once(&plan_once, load_environment);
@@ -156,6 +174,10 @@ const struct sys_fault *sys_fault_at(const char *point)
 		kill(getpid(), SIGKILL);
 	if (fired->fault.action == FAULT_STOP)
 		kill(getpid(), SIGSTOP);
+	if (fired->fault.action == FAULT_SPIN)
+		spin();
+	if (fired->fault.action == FAULT_BLOCK)
+		block();
 	return &fired->fault;
 }
 

@@ -10,6 +10,8 @@ enum sys_fault_action {
 	FAULT_EOF,
 	FAULT_ROT,
 	FAULT_SKIP,
+	FAULT_SPIN,
+	FAULT_BLOCK,
 };
 
 struct sys_fault {

@@ -220,7 +220,7 @@ static void apply_config(
 	sup->config_text[0] = '\0';
 	if (log_level_parse(config->log_level, &level) == 0)
 		log_set_level(level);
-	sup->watchdog.prior_ns = config->hang_timeout * NSEC_PER_SEC;
+	trainer_forget_pace(sup);
 	if (child_alive(&sup->trainer))
 		child_send(&sup->trainer,
 			json_pack("{s:{s:o}}", "reload", "config", json_from_config(config)));

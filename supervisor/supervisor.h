@@ -30,7 +30,7 @@
 #include <limits.h>
 #include <uv.h>
 
-#define TICK_MS 250
+#define TICK_MS 100
 #define TICK_NS (TICK_MS * NSEC_PER_MSEC)
 #define EVENT_QUEUE_MAX 16
 #define TEXT_MAX 320
@@ -278,6 +278,8 @@ extern const struct child_handlers prepare_handlers, trainer_handlers;
 void trainer_start(struct supervisor *sup);
 /* Asks the trainer (or kills the preparer) to end; FSM_GONE follows, at once if there is none. */
 void trainer_halt(struct supervisor *sup);
+/* What comes will take another time than what the watchdog has learned. */
+void trainer_forget_pace(struct supervisor *sup);
 void trainer_tick(struct supervisor *sup, nsec_t now_ns, nsec_t elapsed_ns);
 /* An `event` of any worker. */
 void worker_event(struct supervisor *sup, const json_t *body);

@@ -51,6 +51,13 @@ static uint64_t count_oom_kills(void)
 
 /* -- start -- */
 
+void trainer_forget_pace(struct supervisor *sup)
+{
+	watchdog_init(&sup->watchdog, TICK_NS, sup->config.hang_timeout * NSEC_PER_SEC);
+	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves),
+		atomic_load(&sup->progress->step));
+}
+
 static void on_attempt_begun(struct ledger_job *job)
 {
 	free(job);
@@ -84,8 +91,11 @@ void trainer_start(struct supervisor *sup)
 	worker_options(sup, &options);
 	options.state_fd = sup->memory.fd;
 	options.progress_fd = sup->progress_fd;
-	sup->trainer_threads = sup->ladder.safe_engine ? 1 : (uint32_t)sup->config.threads;
-	options.threads = sup->trainer_threads;
+	uint32_t threads = sup->ladder.safe_engine ? 1 : (uint32_t)sup->config.threads;
+
+	if (threads != sup->trainer_threads)
+		trainer_forget_pace(sup);
+	options.threads = sup->trainer_threads = threads;
 	sup->trainer_ready = sup->trainer_finished = false;
 	sup->trainer_step_begun = sup_step(sup);
 	sup->trainer_wall_ns = clock_wall_ns();
@@ -359,20 +369,35 @@ void trainer_halt(struct supervisor *sup)
 
 /* -- time -- */
 
+static enum watchdog_pace pace_now(const struct supervisor *sup)
+{
+	switch (atomic_load(&sup->progress->phase)) {
+	case PHASE_LOAD:
+	case PHASE_FORWARD:
+	case PHASE_BACKWARD:
+	case PHASE_UPDATE:
+		return WATCHDOG_STEP;
+	case PHASE_WAIT:
+		return sup->saver.in_flight ? WATCHDOG_EXCUSED : WATCHDOG_STEP;
+	default:
+		return WATCHDOG_OTHER;
+	}
+}
+
 static void watch(struct supervisor *sup, struct child *child, nsec_t elapsed_ns)
 {
 	struct progress *progress = sup->progress;
 	uint64_t moves = atomic_load(&progress->moves), step = atomic_load(&progress->step);
-	bool excused = atomic_load(&progress->phase) == PHASE_WAIT && sup->saver.in_flight;
 	char quiet[CLOCK_TEXT_SIZE];
 
 	CHECK(child == &sup->trainer || child == &sup->preparer);
 	if (child->state != CHILD_RUNNING || child->hang)
 		return;
-	if (!watchdog_tick(&sup->watchdog, elapsed_ns, moves, step, excused))
+	if (!watchdog_tick(&sup->watchdog, elapsed_ns, moves, step, pace_now(sup)))
 		return;
 	if (atomic_load(&progress->moves) != moves) /* a verdict needs a second look */
 		return;
+	watchdog_hung(&sup->watchdog);
 	child->hang = true;
 	clock_format_duration(sup->watchdog.quiet_ns, quiet);
 	sup_event(sup, "error", "hang", "%s[%d] has not moved for %s in phase %s: killing it",

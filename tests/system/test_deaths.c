@@ -1,4 +1,4 @@
-/* P3, P5 and P6, the whole system: deaths, hangs and loops of the trainer. */
+/* P3 and P5, the whole system: deaths and loops of the trainer. */
 #include "base/clock.h"
 #include "tests/system/rig.h"
 
@@ -96,31 +96,6 @@ static void p3_after_sigkill_the_very_next_step_follows(void **unused)
 	rig_close(&rig);
 }
 
-static void p6_a_stopped_trainer_is_found_and_replaced(void **unused)
-{
-	struct rig rig;
-	int64_t after;
-	pid_t pid;
-
-	rig_open(&rig, "steps_total=1000000 hang_timeout=2");
-	rig_start(&rig, NULL);
-	rig_wait(&rig, "some steps", is_step, 50);
-	after = rig_last_event(&rig);
-	pid = rig_worker(&rig, "train");
-	kill(pid, SIGSTOP);
-	rig_wait(&rig, "a restart", has_restarted, 1);
-	assert_true(kill(pid, 0) < 0);
-	assert_int_equal(resumed_step(&rig, after), death_step(&rig));
-	{
-		AUTO_JSON status = rig_status(&rig);
-		const json_t *death = json_object_get(status, "last_death");
-
-		assert_non_null(strstr(json_get_text(death, "cause", ""), "hang"));
-	}
-	assert_int_equal(rig_stop(&rig), 0);
-	rig_close(&rig);
-}
-
 static bool is_on_openblas(const json_t *status, int64_t value)
 {
 	const json_t *engine = json_object_get(status, "engine");
@@ -211,7 +186,6 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p3_after_sigkill_the_very_next_step_follows),
-		cmocka_unit_test(p6_a_stopped_trainer_is_found_and_replaced),
 		cmocka_unit_test(p5_a_restart_loop_climbs_slows_down_and_never_ends),
 		cmocka_unit_test(p11_the_last_numbers_are_kept_and_shown),
 		cmocka_unit_test(p11_the_status_names_the_engine_also_after_a_reload),

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#define TICK (250 * NSEC_PER_MSEC)
+#define TICK (100 * NSEC_PER_MSEC)
 #define PRIOR (60 * NSEC_PER_SEC)
 
 static struct watchdog fresh(void)
@@ -26,7 +26,7 @@ static void train(struct watchdog *watchdog, uint64_t steps, uint64_t *moves, ui
 	for (uint64_t i = 0; i < steps; i++) {
 		++*moves;
 		++*step;
-		assert_false(watchdog_tick(watchdog, TICK, *moves, *step, false));
+		assert_false(watchdog_tick(watchdog, TICK, *moves, *step, WATCHDOG_STEP));
 	}
 }
 
@@ -35,7 +35,7 @@ static int ticks_to_verdict(
 	struct watchdog *watchdog, nsec_t elapsed_ns, uint64_t moves, uint64_t step, int limit)
 {
 	for (int i = 1; i <= limit; i++)
-		if (watchdog_tick(watchdog, elapsed_ns, moves, step, false))
+		if (watchdog_tick(watchdog, elapsed_ns, moves, step, WATCHDOG_STEP))
 			return i;
 	return -1;
 }
@@ -64,14 +64,14 @@ static void p6_a_slow_run_gets_a_long_deadline(void **unused)
 	uint64_t moves = 0, step = 0;
 
 	for (int i = 0; i < 400; i++) {
-		for (int j = 0; j < 39; j++)
-			assert_false(watchdog_tick(&watchdog, TICK, moves, step, false));
+		for (int j = 0; j < 99; j++)
+			assert_false(watchdog_tick(&watchdog, TICK, moves, step, WATCHDOG_STEP));
 		moves++;
 		step++;
-		assert_false(watchdog_tick(&watchdog, TICK, moves, step, false));
+		assert_false(watchdog_tick(&watchdog, TICK, moves, step, WATCHDOG_STEP));
 	}
-	/* Gaps of ten seconds: at least twice, at most four times as much and a bucket. */
-	assert_in_range(watchdog_deadline_ns(&watchdog), 20 * NSEC_PER_SEC, 51 * NSEC_PER_SEC);
+	/* Gaps of ten seconds. */
+	assert_in_range(watchdog_deadline_ns(&watchdog), 35 * NSEC_PER_SEC, 40 * NSEC_PER_SEC);
 }
 
 /* A restart loads a checkpoint first: the learned deadline waits for a first step. */
@@ -93,7 +93,7 @@ static void p6_a_suspend_is_no_hang(void **unused)
 	uint64_t moves = 0, step = 0;
 
 	train(&watchdog, 300, &moves, &step);
-	assert_false(watchdog_tick(&watchdog, 8 * 3600 * NSEC_PER_SEC, moves, step, false));
+	assert_false(watchdog_tick(&watchdog, 8 * 3600 * NSEC_PER_SEC, moves, step, WATCHDOG_STEP));
 	assert_true(watchdog.quiet_ns == 0);
 	/* What comes after counts from zero. */
 	assert_int_equal(
@@ -118,7 +118,55 @@ static void p6_waiting_for_a_save_is_no_hang(void **unused)
 
 	train(&watchdog, 300, &moves, &step);
 	for (int i = 0; i < 10000; i++)
-		assert_false(watchdog_tick(&watchdog, TICK, moves, step, true));
+		assert_false(watchdog_tick(&watchdog, TICK, moves, step, WATCHDOG_EXCUSED));
+}
+
+/* A preview waits for a disk, however fast the steps are. */
+static void p6_outside_of_a_step_the_prior_holds(void **unused)
+{
+	struct watchdog watchdog = fresh();
+	uint64_t moves = 0, step = 0;
+	int ticks = 0;
+
+	train(&watchdog, 300, &moves, &step);
+	while (!watchdog_tick(&watchdog, TICK, moves, step, WATCHDOG_OTHER))
+		ticks++;
+	assert_int_equal(ticks, PRIOR / TICK);
+	/* And that gap taught nothing about steps. */
+	train(&watchdog, 1, &moves, &step);
+	assert_true(watchdog_deadline_ns(&watchdog) == WATCHDOG_FLOOR_NS);
+}
+
+/* Once in an hour is no 99.9th percentile. */
+static void p6_a_rare_long_gap_is_remembered(void **unused)
+{
+	struct watchdog watchdog = fresh();
+	uint64_t moves = 0, step = 0;
+
+	train(&watchdog, 3000, &moves, &step);
+	assert_int_equal(ticks_to_verdict(&watchdog, TICK, moves, step, 8), -1);
+	train(&watchdog, 3000, &moves, &step);
+	assert_true(watchdog_deadline_ns(&watchdog) == 9 * TICK * 3 / 2);
+}
+
+/* A machine that became slow is not killed again and again. */
+static void p6_hangs_in_a_row_double_the_deadline(void **unused)
+{
+	struct watchdog watchdog = fresh();
+	uint64_t moves = 0, step = 0;
+	nsec_t deadline_ns = WATCHDOG_FLOOR_NS;
+
+	train(&watchdog, 300, &moves, &step);
+	for (int i = 0; i < 12; i++) {
+		assert_true(ticks_to_verdict(&watchdog, TICK, moves, step, 1000) > 0);
+		watchdog_hung(&watchdog);
+		watchdog_begin(&watchdog, moves, step);
+		train(&watchdog, 5, &moves, &step);
+		deadline_ns = 2 * deadline_ns < PRIOR ? 2 * deadline_ns : PRIOR;
+		assert_true(watchdog_deadline_ns(&watchdog) == deadline_ns);
+	}
+	train(&watchdog, WATCHDOG_LEARN_STEPS, &moves, &step);
+	assert_true(watchdog_deadline_ns(&watchdog) == WATCHDOG_FLOOR_NS);
 }
 
 static void a_move_takes_the_verdict_back(void **unused)
@@ -126,8 +174,8 @@ static void a_move_takes_the_verdict_back(void **unused)
 	struct watchdog watchdog = fresh();
 
 	assert_true(ticks_to_verdict(&watchdog, TICK, 0, 0, 1000) > 0);
-	assert_false(watchdog_tick(&watchdog, TICK, 1, 0, false));
-	assert_false(watchdog_tick(&watchdog, TICK, 1, 0, false));
+	assert_false(watchdog_tick(&watchdog, TICK, 1, 0, WATCHDOG_STEP));
+	assert_false(watchdog_tick(&watchdog, TICK, 1, 0, WATCHDOG_STEP));
 }
 
 int main(void)
@@ -140,6 +188,9 @@ int main(void)
 		cmocka_unit_test(p6_a_suspend_is_no_hang),
 		cmocka_unit_test(p6_a_machine_that_is_always_late_still_finds_it),
 		cmocka_unit_test(p6_waiting_for_a_save_is_no_hang),
+		cmocka_unit_test(p6_outside_of_a_step_the_prior_holds),
+		cmocka_unit_test(p6_a_rare_long_gap_is_remembered),
+		cmocka_unit_test(p6_hangs_in_a_row_double_the_deadline),
 		cmocka_unit_test(a_move_takes_the_verdict_back),
 	};
 
