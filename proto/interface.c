@@ -1,9 +1,13 @@
-/* The interface description as text in the program (interface_text.h is made from the .varlink
- * file by interface.sed). */
+/* The interface descriptions as texts in the program (made from the .varlink files by
+ * interface.sed). */
 #include "proto/interface.h"
 
 const char proto_version[] = CKPTD_VERSION;
 
 const char proto_interface_description[] =
 #include "proto/interface_text.h"
+	;
+
+const char proto_service_description[] =
+#include "proto/service_text.h"
 	;

@@ -1,5 +1,5 @@
-/* What the varlink service says about itself (org.varlink.service): the interface's own text is
- * proto/io.ckptd.Training.varlink, built into the program. */
+/* What the varlink service says about itself: the .varlink files beside this one, built
+ * into the program. */
 #pragma once
 
 #define PROTO_INTERFACE "io.ckptd.Training"
@@ -8,4 +8,5 @@
 #define PROTO_URL "" /* none: the interface is in the program */
 
 extern const char proto_version[];
-extern const char proto_interface_description[];
+extern const char proto_interface_description[]; /* io.ckptd.Training */
+extern const char proto_service_description[];   /* org.varlink.service */

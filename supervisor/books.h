@@ -205,6 +205,8 @@ struct query_job {
 	uint32_t limit;
 	char kind[16];
 	void *call;
-	json_t *answer; /* out: a reference of the job's */
+	json_t *answer;    /* out, without a call: a reference of the job's */
+	char *frame;       /* out, with a call: the whole reply, malloc'ed */
+	size_t frame_size; /* out */
 };
 void books_query_work(struct ledger_job *job, void *room);

@@ -4,6 +4,7 @@
 #include "supervisor/books.h"
 
 #include "base/panic.h"
+#include "proto/frame.h"
 #include "store/recovery.h"
 #include "supervisor/books_room.h"
 #include "supervisor/text.h"
@@ -273,39 +274,55 @@ static int answer_checkpoints(struct books *books, struct query_job *query, stru
 	return 0;
 }
 
+static int answer_query(struct books *books, struct query_job *query, struct error *err)
+{
+	struct history *history;
+
+	if (query->query == QUERY_CHECKPOINTS)
+		return answer_checkpoints(books, query, err);
+	history = books_history(books);
+	if (!history)
+		return error_set(err, -ENOTCONN, "history.sqlite cannot be opened");
+	switch (query->query) {
+	case QUERY_EVENTS:
+		return history_events_json(
+			history, query->after, query->limit, &query->answer, err);
+	case QUERY_METRICS:
+		return history_metrics_json(history, (uint64_t)query->after,
+			query->kind[0] ? query->kind : NULL, query->limit, &query->answer, err);
+	case QUERY_LAST_DEATH:
+		return history_last_death_json(history, &query->answer, err);
+	case QUERY_LAST_EVENT:
+		return history_last_event_json(history, query->kind, &query->answer, err);
+	case QUERY_CHECKPOINTS:
+		break;
+	}
+	PANIC("answered above");
+}
+
+/* Thousands of rows take longer to write out than the loop may be held up. */
+static int encode_answer(struct query_job *query)
+{
+	static const char *const names[] = {[QUERY_CHECKPOINTS] = "checkpoints",
+		[QUERY_EVENTS] = "events",
+		[QUERY_METRICS] = "metrics"};
+
+	CHECK((size_t)query->query < sizeof(names) / sizeof(names[0]));
+	json_t *frame = json_pack("{s:{s:o}}", "parameters", names[query->query], query->answer);
+
+	CHECK(frame);
+	query->answer = NULL;
+	int code = frame_encode(frame, &query->frame, &query->frame_size);
+
+	json_decref(frame);
+	return code;
+}
+
 void books_query_work(struct ledger_job *job, void *room)
 {
 	struct query_job *query = (struct query_job *)job;
-	struct books *books = room;
-	struct history *history;
 
-	if (query->query == QUERY_CHECKPOINTS) {
-		job->result = answer_checkpoints(books, query, &job->error);
-		return;
-	}
-	history = books_history(books);
-	if (!history) {
-		job->result = error_set(&job->error, -ENOTCONN, "history.sqlite cannot be opened");
-		return;
-	}
-	switch (query->query) {
-	case QUERY_EVENTS:
-		job->result = history_events_json(
-			history, query->after, query->limit, &query->answer, &job->error);
-		break;
-	case QUERY_METRICS:
-		job->result = history_metrics_json(history, (uint64_t)query->after,
-			query->kind[0] ? query->kind : NULL, query->limit, &query->answer,
-			&job->error);
-		break;
-	case QUERY_LAST_DEATH:
-		job->result = history_last_death_json(history, &query->answer, &job->error);
-		break;
-	case QUERY_LAST_EVENT:
-		job->result = history_last_event_json(
-			history, query->kind, &query->answer, &job->error);
-		break;
-	case QUERY_CHECKPOINTS:
-		PANIC("answered above");
-	}
+	job->result = answer_query(room, query, &job->error);
+	if (job->result == 0 && query->call)
+		job->result = encode_answer(query);
 }

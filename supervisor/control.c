@@ -22,11 +22,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BACKLOG 64
+#define BACKLOG 1024
 #define TIMER_MS 100
 #define CLOSE_WAIT_MS 1000
-#define CALLS_PER_TURN 16 /* pipelined calls of one client before others get a turn */
-#define REFUSALS 16
+#define CALLS_PER_TURN 4 /* pipelined calls of one client before others get a turn */
+#define ACCEPTS_PER_TURN 16
+#define CALL_NS (NSEC_PER_SEC / CONTROL_CALLS_PER_SECOND)
 
 struct client {
 	uv_pipe_t pipe; /* first: the handle's pointer is the client's */
@@ -35,7 +36,10 @@ struct client {
 	struct frame_reader reader;
 	struct call *call; /* open, or NULL */
 	uid_t uid;
+	pid_t pid;
 	nsec_t active_ns;
+	nsec_t paid_until_ns;  /* each call moves it by CALL_NS; at most a burst ahead of the clock
+				*/
 	nsec_t write_since_ns; /* the oldest write under way */
 	uint32_t writes;
 	bool closing;
@@ -44,20 +48,17 @@ struct client {
 	nsec_t streamed_ns;
 };
 
-struct refusal {
-	uid_t uid;
-	int64_t minute;
-	uint32_t count;
-};
-
 struct control {
 	uv_pipe_t listener;
 	uv_timer_t timer;
+	uv_prepare_t turn;
 	struct control_options options;
 	struct client *clients;
-	uint32_t client_count;
+	uint32_t client_count; /* with those that are closing */
+	uint32_t open_count;
+	uint32_t accepted;   /* in this turn of the loop */
+	bool accept_waits;   /* somebody for the next turn */
 	char path[PATH_MAX]; /* to unlink; "" when the socket was passed */
-	struct refusal refusals[REFUSALS];
 	bool closing;
 	nsec_t closing_since_ns;
 };
@@ -92,6 +93,8 @@ static void client_close(struct client *client)
 	if (client->closing)
 		return;
 	client->closing = true;
+	CHECK(client->control->open_count > 0);
+	client->control->open_count--;
 	if (client->call) {
 		struct call *call = client->call;
 
@@ -117,15 +120,15 @@ static void on_written(uv_write_t *write, int status)
 		client_close(client);
 }
 
-static void client_send(struct client *client, json_t *frame)
+/* Takes data. */
+static void client_send_bytes(struct client *client, char *data, size_t size)
 {
 	struct reply_write *reply = calloc(1, sizeof(*reply));
-	size_t size;
 
 	CHECK(reply);
 	CHECK(!client->closing);
 	reply->client = client;
-	CHECK(frame_encode(frame, &reply->data, &size) == 0);
+	reply->data = data;
 	uv_buf_t buffer = uv_buf_init(reply->data, (unsigned)size);
 
 	if (client->writes == 0)
@@ -148,6 +151,15 @@ static void client_send(struct client *client, json_t *frame)
 	}
 }
 
+static void client_send(struct client *client, json_t *frame)
+{
+	char *data = NULL;
+	size_t size = 0;
+
+	CHECK(frame_encode(frame, &data, &size) == 0);
+	client_send_bytes(client, data, size);
+}
+
 /* -- calls -- */
 
 static void client_next(struct client *client);
@@ -159,22 +171,34 @@ static void call_free(struct call *call)
 	free(call);
 }
 
-/* The last frame of a call: takes the reference. */
-static void call_finish(struct call *call, json_t *frame)
+void call_reply_frame(struct call *call, char *data, size_t size)
 {
 	struct client *client = call->client;
 	bool silent = call->oneway;
 
-	CHECK(frame);
+	CHECK(data && size > 0);
 	if (client) {
 		CHECK(client->call == call);
 		client->call = NULL;
 		client->streaming = false;
-		if (!silent)
-			client_send(client, frame);
 	}
-	json_decref(frame);
+	if (client && !silent)
+		client_send_bytes(client, data, size);
+	else
+		free(data);
 	call_free(call);
+}
+
+/* The last frame of a call: takes the reference. */
+static void call_finish(struct call *call, json_t *frame)
+{
+	char *data = NULL;
+	size_t size = 0;
+
+	CHECK(frame);
+	CHECK(frame_encode(frame, &data, &size) == 0);
+	json_decref(frame);
+	call_reply_frame(call, data, size);
 }
 
 void call_reply(struct call *call, json_t *parameters)
@@ -199,31 +223,11 @@ void call_error(struct call *call, const char *error, const char *fmt, ...)
 	call_finish(call, frame);
 }
 
-static void count_refusal(struct control *control, uid_t uid)
-{
-	int64_t minute = clock_monotonic_ns() / (60 * NSEC_PER_SEC);
-	struct refusal *slot = &control->refusals[uid % REFUSALS];
-
-	if (slot->count > 0 && slot->uid == uid && slot->minute == minute) {
-		slot->count++;
-		return;
-	}
-	if (slot->count > 1)
-		log_warning("control: uid %u was refused %u times within a minute",
-			(unsigned)slot->uid, slot->count);
-	*slot = (struct refusal){.uid = uid, .minute = minute, .count = 1};
-	log_warning("control: uid %u was refused: it is neither root nor this service's user",
-		(unsigned)uid);
-}
-
 void call_service_error(struct call *call, const char *error, const char *name, const char *value)
 {
-	struct client *client = call->client;
 	char full[96];
 
 	snprintf(full, sizeof(full), "org.varlink.service.%s", error);
-	if (client && strcmp(error, "PermissionDenied") == 0)
-		count_refusal(client->control, call->uid);
 	json_t *parameters = name ? json_pack("{s:o}", name, text_json(value)) : json_object();
 
 	call_finish(call, json_pack("{s:s, s:o}", "error", full, "parameters", parameters));
@@ -262,6 +266,9 @@ static bool answer_service(struct call *call, const char *method)
 		if (strcmp(interface, PROTO_INTERFACE) == 0)
 			call_reply(call,
 				json_pack("{s:s}", "description", proto_interface_description));
+		else if (strcmp(interface, "org.varlink.service") == 0)
+			call_reply(
+				call, json_pack("{s:s}", "description", proto_service_description));
 		else
 			call_service_error(call, "InterfaceNotFound", "interface", interface);
 	} else {
@@ -306,6 +313,7 @@ static bool client_call(struct client *client, json_t *frame)
 	call->frame = frame;
 	call->client = client;
 	call->uid = client->uid;
+	call->pid = client->pid;
 	call->may_change = client->uid == 0 || client->uid == geteuid();
 	call->more = json_get_bool(frame, "more", false);
 	call->oneway = json_get_bool(frame, "oneway", false);
@@ -317,18 +325,35 @@ static bool client_call(struct client *client, json_t *frame)
 	return true;
 }
 
+/* False: it has had its calls for now. */
+static bool may_call(const struct client *client, nsec_t now_ns)
+{
+	return client->paid_until_ns <= now_ns + (CONTROL_BURST - 1) * CALL_NS;
+}
+
+static void pay_call(struct client *client, nsec_t now_ns)
+{
+	if (client->paid_until_ns < now_ns)
+		client->paid_until_ns = now_ns;
+	client->paid_until_ns += CALL_NS;
+}
+
 /* Calls come one at a time; the rest waits in the reader. */
 static void client_next(struct client *client)
 {
+	nsec_t now_ns = clock_monotonic_ns();
 	struct error error;
 	json_t *frame;
 	int code = 0;
 
 	for (int i = 0; i < CALLS_PER_TURN && !client->call && !client->closing; i++) {
+		if (!may_call(client, now_ns))
+			break;
 		code = frame_next(&client->reader, &frame, &error);
 		if (code <= 0)
 			break;
-		client->active_ns = clock_monotonic_ns();
+		pay_call(client, now_ns);
+		client->active_ns = now_ns;
 		if (!client_call(client, frame))
 			code = -EBADMSG;
 		if (code < 0)
@@ -366,17 +391,67 @@ static void on_client_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *bu
 	client_next(client);
 }
 
-static void on_connection(uv_stream_t *listener, int status)
+/* -- places -- */
+
+static uint32_t count_of(const struct control *control, uid_t uid)
 {
-	struct control *control = listener->data;
-	struct client *client;
+	uint32_t count = 0;
+
+	for (const struct client *client = control->clients; client; client = client->next)
+		count += !client->closing && client->uid == uid;
+	return count;
+}
+
+/* Who has to go for the newcomer: first whoever has no call open; of these the user with the most
+ * connections; of his, the one that was silent longest. One with an open call only when its user
+ * has more places than the newcomer's, or may change nothing while the newcomer may. NULL: none. */
+static struct client *choose_victim(struct control *control, const struct client *newcomer)
+{
+	uint32_t own = count_of(control, newcomer->uid), most = 0;
+	bool strong = newcomer->uid == 0 || newcomer->uid == geteuid(), idle_found = false;
+	struct client *victim = NULL;
+
+	for (struct client *client = control->clients; client; client = client->next) {
+		bool idle = !client->call && client->writes == 0;
+		bool weak = client->uid != 0 && client->uid != geteuid();
+		uint32_t count = client->closing ? 0 : count_of(control, client->uid);
+
+		if (client == newcomer || client->closing || (idle_found && !idle))
+			continue;
+		if (!idle && count <= own && !(strong && weak))
+			continue;
+		if (idle && !idle_found) {
+			idle_found = true;
+			victim = NULL;
+		}
+		if (!victim || count > most ||
+			(count == most && client->active_ns < victim->active_ns)) {
+			victim = client;
+			most = count;
+		}
+	}
+	return victim;
+}
+
+static bool know_peer(struct client *client)
+{
 	struct ucred peer;
 	socklen_t size = sizeof(peer);
 	uv_os_fd_t fd;
 
-	if (status < 0)
-		return;
-	client = calloc(1, sizeof(*client));
+	if (uv_fileno((uv_handle_t *)&client->pipe, &fd) < 0 ||
+		getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+		return false;
+	client->uid = peer.uid;
+	client->pid = peer.pid;
+	return true;
+}
+
+static void accept_one(struct control *control)
+{
+	uv_stream_t *listener = (uv_stream_t *)&control->listener;
+	struct client *client = calloc(1, sizeof(*client));
+
 	CHECK(client);
 	client->control = control;
 	CHECK(uv_pipe_init(listener->loop, &client->pipe, 0) == 0);
@@ -384,16 +459,46 @@ static void on_connection(uv_stream_t *listener, int status)
 	client->next = control->clients;
 	control->clients = client;
 	control->client_count++;
+	control->open_count++;
+	control->accepted++;
 	client->active_ns = clock_monotonic_ns();
-	if (uv_accept(listener, (uv_stream_t *)&client->pipe) < 0 ||
-		control->client_count > CONTROL_CLIENTS_MAX || control->closing ||
-		uv_fileno((uv_handle_t *)&client->pipe, &fd) < 0 ||
-		getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0) {
+	if (uv_accept(listener, (uv_stream_t *)&client->pipe) < 0 || control->closing ||
+		!know_peer(client)) {
 		client_close(client);
 		return;
 	}
-	client->uid = peer.uid;
+	if (control->open_count > CONTROL_CLIENTS_MAX) {
+		struct client *victim = choose_victim(control, client);
+
+		client_close(victim ? victim : client);
+		if (!victim)
+			return;
+	}
 	uv_read_start((uv_stream_t *)&client->pipe, client_alloc, on_client_read);
+}
+
+/* A crowd comes in turns, so that those who are in are heard before they lose their place. */
+static void on_connection(uv_stream_t *listener, int status)
+{
+	struct control *control = listener->data;
+
+	if (status < 0)
+		return;
+	if (control->accepted >= ACCEPTS_PER_TURN)
+		control->accept_waits = true; /* libuv takes no other until this one is accepted */
+	else
+		accept_one(control);
+}
+
+static void on_turn(uv_prepare_t *turn)
+{
+	struct control *control = turn->data;
+
+	control->accepted = 0;
+	if (control->accept_waits && !control->closing) {
+		control->accept_waits = false;
+		accept_one(control);
+	}
 }
 
 /* -- time -- */
@@ -402,7 +507,10 @@ static void client_stream(struct client *client, nsec_t now_ns)
 {
 	struct control *control = client->control;
 
-	if (now_ns - client->streamed_ns < (nsec_t)client->interval_ms * NSEC_PER_MSEC ||
+	bool first = client->streamed_ns == 0;
+
+	if ((!first &&
+		    now_ns - client->streamed_ns < (nsec_t)client->interval_ms * NSEC_PER_MSEC) ||
 		uv_stream_get_write_queue_size((uv_stream_t *)&client->pipe) > CONTROL_QUEUE_SKIP)
 		return;
 	json_t *parameters = control->options.stream(control->options.owner, &client->revision);
@@ -448,8 +556,10 @@ static void on_timer(uv_timer_t *timer)
 				now_ns - control->closing_since_ns > CLOSE_WAIT_MS * NSEC_PER_MSEC))
 			client_close(client);
 	}
-	if (control->closing && control->client_count == 0)
+	if (control->closing && control->client_count == 0) {
 		uv_close((uv_handle_t *)timer, NULL);
+		uv_close((uv_handle_t *)&control->turn, NULL);
+	}
 }
 
 /* -- the socket -- */
@@ -526,12 +636,14 @@ int control_open(struct control **ret, uv_loop_t *loop, const struct control_opt
 	control->options = *options;
 	CHECK(uv_pipe_init(loop, &control->listener, 0) == 0);
 	CHECK(uv_timer_init(loop, &control->timer) == 0);
-	control->listener.data = control->timer.data = control;
+	CHECK(uv_prepare_init(loop, &control->turn) == 0);
+	control->listener.data = control->timer.data = control->turn.data = control;
 	int code = uv_pipe_open(&control->listener, fd);
 
 	if (code == 0)
 		code = uv_listen((uv_stream_t *)&control->listener, BACKLOG, on_connection);
 	CHECK(uv_timer_start(&control->timer, on_timer, TIMER_MS, TIMER_MS) == 0);
+	CHECK(uv_prepare_start(&control->turn, on_turn) == 0);
 	*ret = control;
 	if (code < 0)
 		return error_set(err, code, "socket %s: %s", options->path, uv_strerror(code));

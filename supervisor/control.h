@@ -1,7 +1,9 @@
 /* The listening socket, its clients, and varlink's framing. It knows no method: methods.c does.
  *
- * Nothing a client does holds up another: frames, connections, queued bytes and idle time are
- * bounded, one call at a time is open on a connection, and a slow reader is dropped. */
+ * Nothing a client does holds up another: frames, connections, calls in a second, queued bytes and
+ * idle time are bounded, one call at a time is open on a connection, and a slow reader is dropped.
+ * When all places are taken, a newcomer gets that of a client without an open call: of the user
+ * with the most connections, the one that was silent longest. */
 #pragma once
 
 #include "base/error.h"
@@ -12,7 +14,9 @@
 #include <sys/types.h>
 #include <uv.h>
 
-#define CONTROL_CLIENTS_MAX 32
+#define CONTROL_CLIENTS_MAX 64      /* beyond it the one that least needs its place loses it */
+#define CONTROL_BURST 32            /* calls at once on one connection ... */
+#define CONTROL_CALLS_PER_SECOND 20 /* ... and then so many */
 #define CONTROL_QUEUE_MAX ((size_t)1 << 20)    /* beyond it a reader is dropped */
 #define CONTROL_QUEUE_SKIP ((size_t)256 << 10) /* beyond it a stream skips */
 #define CONTROL_REPLY_WAIT_MS 15000            /* a reply that does not go out for so long */
@@ -26,6 +30,7 @@ struct call {
 	struct call *next; /* in whatever list its owner keeps */
 	void *client;      /* NULL: gone */
 	uid_t uid;
+	pid_t pid;       /* of whoever connected */
 	bool may_change; /* root, or the service's own user */
 	bool more, oneway;
 	const char *method;       /* "Status": within parameters' owner */
@@ -57,6 +62,8 @@ void control_free(struct control *control);
 
 /* Takes the reference of parameters (NULL: {}). */
 void call_reply(struct call *call, json_t *parameters);
+/* The whole last frame, NUL included, malloc'ed: taken. */
+void call_reply_frame(struct call *call, char *data, size_t size);
 /* error without the interface's prefix: "Busy"; text becomes its parameter. */
 void call_error(struct call *call, const char *error, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));

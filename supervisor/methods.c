@@ -5,6 +5,7 @@
 
 #include "base/panic.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 
 #define LIMIT_DEFAULT 100
 #define LIMIT_MAX 10000
+#define QUERIES_MAX 8
 #define STREAM_MS_MIN 100
 #define STREAM_MS_MAX 3600000
 #define SAMPLE_COUNT_MAX 256
@@ -96,28 +98,34 @@ json_t *methods_stream(void *owner, uint64_t *revision)
 
 static void on_answer(struct ledger_job *job)
 {
-	static const char *const names[] = {[QUERY_CHECKPOINTS] = "checkpoints",
-		[QUERY_EVENTS] = "events",
-		[QUERY_METRICS] = "metrics"};
 	struct query_job *query = (struct query_job *)job;
-	struct call *call = query->call;
+	struct supervisor *sup = query->head.owner;
 
-	CHECK(call && query->query != QUERY_LAST_DEATH);
+	CHECK(query->call && sup->queries > 0);
+	sup->queries--;
 	if (job->result == -ENOBUFS)
-		call_error(call, "Busy", "%s", job->error.text);
+		call_error(query->call, "Busy", "%s", job->error.text);
 	else if (job->result < 0)
-		call_error(call, "Failed", "%s", job->error.text);
+		call_error(query->call, "Failed", "%s", job->error.text);
 	else
-		call_reply(call, json_pack("{s:O}", names[query->query], query->answer));
-	json_decref(query->answer);
+		call_reply_frame(query->call, query->frame, query->frame_size);
 	free(job);
 }
 
+/* NULL after Busy was answered: questions must not hold up the thread's own work. */
 static struct query_job *new_query(struct supervisor *sup, struct call *call, int what)
 {
+	CHECK(call && what != QUERY_LAST_DEATH);
+	if (sup->queries >= QUERIES_MAX) {
+		call_error(call, "Busy",
+			"%d questions to the database are being answered: again "
+			"in a moment",
+			QUERIES_MAX);
+		return NULL;
+	}
+	sup->queries++;
 	struct query_job *query = books_job(sizeof(*query), books_query_work, on_answer, sup);
 
-	CHECK(call && what != QUERY_LAST_DEATH);
 	query->query = what;
 	query->call = call;
 	query->limit = LIMIT_MAX;
@@ -132,6 +140,8 @@ static void method_checkpoints(struct supervisor *sup, struct call *call)
 		return;
 	struct query_job *query = new_query(sup, call, QUERY_CHECKPOINTS);
 
+	if (!query)
+		return;
 	query->all = all;
 	books_give(&sup->ledger, query);
 }
@@ -145,6 +155,8 @@ static void method_events(struct supervisor *sup, struct call *call)
 		return;
 	struct query_job *query = new_query(sup, call, QUERY_EVENTS);
 
+	if (!query)
+		return;
 	query->limit = (uint32_t)limit;
 	query->after = after;
 	books_give(&sup->ledger, query);
@@ -161,6 +173,8 @@ static void method_metrics(struct supervisor *sup, struct call *call)
 		return;
 	struct query_job *query = new_query(sup, call, QUERY_METRICS);
 
+	if (!query)
+		return;
 	query->limit = (uint32_t)limit;
 	query->after = after;
 	snprintf(query->kind, sizeof(query->kind), "%s", kind);
@@ -318,6 +332,26 @@ static const struct method methods[] = {
 	{"PowerOk", true, true, method_power_ok},
 };
 
+static void refuse(struct supervisor *sup, struct call *call)
+{
+	if (refusals_note(&sup->refusals, call->uid, clock_monotonic_ns()))
+		sup_event(sup, "warning", "refused",
+			"uid %u (process %d) may not call %s: it is neither root nor this "
+			"service's user",
+			(unsigned)call->uid, (int)call->pid, call->method);
+	call_service_error(call, "PermissionDenied", NULL, NULL);
+}
+
+void methods_tick(struct supervisor *sup, nsec_t now_ns)
+{
+	struct refusal refusal;
+
+	while (refusals_take(&sup->refusals, now_ns, &refusal))
+		sup_event(sup, "warning", "refused",
+			"uid %u was refused %u more calls within a minute", (unsigned)refusal.uid,
+			refusal.untold);
+}
+
 void methods_handle(void *owner, struct call *call)
 {
 	struct supervisor *sup = owner;
@@ -331,7 +365,7 @@ void methods_handle(void *owner, struct call *call)
 	if (!method)
 		call_service_error(call, "MethodNotFound", "method", call->method);
 	else if (method->changes && !call->may_change)
-		call_service_error(call, "PermissionDenied", NULL, NULL);
+		refuse(sup, call);
 	else if (call->more && method->handle != method_status)
 		call_service_error(call, "InvalidParameter", "parameter", "more");
 	else if (method->needs_run && !sup->has_run)

@@ -393,6 +393,7 @@ static void on_tick(uv_timer_t *timer)
 	recover_tick(sup, now_ns);
 	scrub_tick(sup, now_ns);
 	mirror_tick(sup, now_ns);
+	methods_tick(sup, now_ns);
 	if (sup->poll_ns > 0 && now_ns >= sup->poll_ns &&
 		(sup->state == FSM_STARTING || sup->state == FSM_WAITING))
 		open_run(sup);

@@ -24,6 +24,7 @@
 #include "supervisor/ledger.h"
 #include "supervisor/notify.h"
 #include "supervisor/obituary.h"
+#include "supervisor/refusals.h"
 #include "supervisor/restart.h"
 #include "supervisor/watchdog.h"
 
@@ -214,6 +215,8 @@ struct supervisor {
 
 	struct ledger ledger;
 	struct control *control;
+	struct refusals refusals;
+	uint32_t queries; /* of clients, with the ledger */
 	struct notify notify;
 	bool ready_sent;
 	nsec_t watchdog_fed_ns, notify_status_ns, drained_ns, space_ns, extended_ns;

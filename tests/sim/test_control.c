@@ -80,48 +80,116 @@ static void a_reader_that_sleeps_is_dropped(void **state)
 	sim_await_only(fx, "training", sim_number_of(fx, "step") + 3, 0);
 }
 
-/* True when there was room; *ret is the connection then. */
-static bool try_client(const struct fixture *fx, int *ret)
+static json_t *question(const char *method)
 {
-	struct frame_reader reader;
-	struct error error;
-	json_t *reply = NULL, *frame = json_pack("{s:s}", "method", "org.varlink.service.GetInfo");
-
-	*ret = sim_connect_now(fx);
-	frame_reader_init(&reader, FRAME_REPLY_MAX);
-	bool good = frame_send(*ret, frame, 0) == 0 &&
-		frame_receive(*ret, &reader, clock_monotonic_ns() + PATIENCE, &reply, &error) == 0;
-
-	json_decref(frame);
-	json_decref(reply);
-	frame_reader_fini(&reader);
-	if (!good)
-		close(*ret);
-	return good;
+	return json_pack("{s:s}", "method", method);
 }
 
-static void more_clients_than_there_is_room_for_are_refused(void **state)
+/* True when the server has closed this connection. */
+static bool is_dropped(int fd)
+{
+	char byte;
+
+	return recv(fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) == 0;
+}
+
+static int connect_and_ask(const struct fixture *fx)
+{
+	int fd = sim_connect_now(fx);
+
+	json_decref(sim_ask(fd, question("org.varlink.service.GetInfo")));
+	return fd;
+}
+
+/* All places are taken by clients that are silent: whoever comes is served, and the one that was
+ * silent longest goes. */
+static void a_newcomer_gets_the_place_of_a_silent_one(void **state)
 {
 	struct fixture *fx = *state;
-	int fds[CONTROL_CLIENTS_MAX], count = 0;
-	nsec_t until = clock_monotonic_ns() + PATIENCE;
+	int fds[CONTROL_CLIENTS_MAX];
 
 	sim_start(fx);
 	sim_await_only(fx, "training", 3, 0);
-	/* Those that have just gone away may still take up room. */
-	while (count < CONTROL_CLIENTS_MAX && clock_monotonic_ns() < until)
-		count += try_client(fx, &fds[count]);
-	assert_int_equal(count, CONTROL_CLIENTS_MAX);
-	int fd;
-
-	assert_false(try_client(fx, &fd));
-	json_decref(sim_ask(fds[7], json_pack("{s:s}", "method", "io.ckptd.Training.Status")));
+	for (int i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		fds[i] = connect_and_ask(fx);
+	json_decref(sim_ask(fds[0], question("org.varlink.service.GetInfo")));
+	for (int i = 0; i < 10; i++)
+		sim_await_only(fx, "training", 3, 0);
+	assert_false(is_dropped(fds[0]));
+	assert_true(is_dropped(fds[1]));
+	json_decref(sim_ask(fds[CONTROL_CLIENTS_MAX - 1], question("io.ckptd.Training.Status")));
 	for (int i = 0; i < CONTROL_CLIENTS_MAX; i++)
 		close(fds[i]);
-	while (!try_client(fx, &fd))
-		assert_true(clock_monotonic_ns() < until);
+}
+
+/* All places are taken by open streams of the same user: nobody has to go. */
+static void a_newcomer_does_not_end_an_open_call(void **state)
+{
+	struct fixture *fx = *state;
+	int fds[CONTROL_CLIENTS_MAX];
+	char byte;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	for (int i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		fds[i] = connect_and_ask(fx);
+		sim_send(fds[i],
+			json_pack("{s:s, s:b, s:{s:i}}", "method", "io.ckptd.Training.Status",
+				"more", 1, "parameters", "interval_ms", 3600000));
+		json_decref(sim_take(fds[i]));
+	}
+	int fd = sim_connect_now(fx);
+
+	assert_true(read(fd, &byte, 1) <= 0);
 	close(fd);
+	for (int i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		assert_false(is_dropped(fds[i]));
+		close(fds[i]);
+	}
 	sim_await_only(fx, "training", 4, 0);
+}
+
+/* A connection that asks without end gets its answers slowly, and all of them. */
+static void many_calls_on_one_connection_are_answered_slowly(void **state)
+{
+	struct fixture *fx = *state;
+	int count = CONTROL_BURST + CONTROL_CALLS_PER_SECOND / 2;
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	int fd = sim_connect_now(fx);
+	nsec_t begun_ns = clock_monotonic_ns();
+
+	for (int i = 0; i < count; i++)
+		json_decref(sim_ask(fd, question("org.varlink.service.GetInfo")));
+	/* Never faster than the limit, however fast the machine. */
+	assert_true(clock_monotonic_ns() - begun_ns >= NSEC_PER_SEC * 4 / 10);
+	close(fd);
+}
+
+static void varlink_describes_itself(void **state)
+{
+	static const char *const interfaces[] = {"org.varlink.service", "io.ckptd.Training"};
+	struct fixture *fx = *state;
+	char expected[64];
+
+	sim_start(fx);
+	int fd = sim_connect_now(fx);
+
+	for (size_t i = 0; i < 2; i++) {
+		json_t *reply = sim_ask(fd,
+			json_pack("{s:s, s:{s:s}}", "method",
+				"org.varlink.service.GetInterfaceDescription", "parameters",
+				"interface", interfaces[i]));
+
+		snprintf(expected, sizeof(expected), "interface %s\n", interfaces[i]);
+		assert_non_null(strstr(
+			json_get_text(json_object_get(reply, "parameters"), "description", ""),
+			expected));
+		json_decref(reply);
+	}
+	close(fd);
+	sim_await_only(fx, "training", 3, 0);
 }
 
 static void pipelined_calls_are_answered_in_order(void **state)
@@ -271,6 +339,7 @@ static void p10_others_may_look_and_not_touch(void **state)
 		assert_int_equal(WEXITSTATUS(code), table[i].expected);
 	}
 	sim_await_only(fx, "training", 4, 0);
+	assert_true(sim_told(fx, "refused"));
 }
 
 int main(int argc, char **argv)
@@ -278,7 +347,10 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		SIM_TEST(a_bad_client_costs_nobody_else_anything),
 		SIM_TEST(a_reader_that_sleeps_is_dropped),
-		SIM_TEST(more_clients_than_there_is_room_for_are_refused),
+		SIM_TEST(a_newcomer_gets_the_place_of_a_silent_one),
+		SIM_TEST(a_newcomer_does_not_end_an_open_call),
+		SIM_TEST(many_calls_on_one_connection_are_answered_slowly),
+		SIM_TEST(varlink_describes_itself),
 		SIM_TEST(pipelined_calls_are_answered_in_order),
 		SIM_TEST(a_stream_follows_the_run),
 		SIM_TEST(bad_parameters_are_named),
