@@ -1,5 +1,5 @@
 /* What people are told. It must never show what was not measured: null or an empty text stands for
- * what is not known. Invariant: the members are those of the type Status in the interface. */
+ * what is not known. Invariant: the members are those of the type RunStatus in the interface. */
 #include "supervisor/supervisor.h"
 #include "supervisor/text.h"
 
@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STATUS_MEMBERS 34 /* of the type Status */
+#define STATUS_MEMBERS 34 /* of the type RunStatus */
 
 static int64_t rss_bytes(pid_t pid)
 {
