@@ -1,4 +1,4 @@
-/* Verbs that look: status, checkpoints, events, config. */
+/* Verbs that look: status, checkpoints, events, outages, config. */
 #include "ctl/verbs.h"
 
 #include "ctl/client.h"
@@ -14,6 +14,7 @@
 
 #define ANSWER_SECONDS 10.0
 #define EVENTS_MAX 100000
+#define OUTAGES_MAX 10000
 
 /* One status a line, for programs, until the daemon ends or nobody reads. */
 static int stream_json(const struct ctl *ctl, struct client *client, struct error *err)
@@ -178,6 +179,84 @@ int verb_events(struct ctl *ctl, const struct args *args)
 	if (ctl->json)
 		return ctl_print_json(ctl, rows);
 	print_events(rows, ctl->out);
+	return CTL_OK;
+}
+
+/* -- outages -- */
+
+static const char *seconds_text(const json_t *row, const char *key, char text[TEXT_NUMBER_SIZE])
+{
+	double seconds = json_get_real(row, key, NAN);
+
+	if (isnan(seconds))
+		return "goes on";
+	if (seconds < 100)
+		snprintf(text, TEXT_NUMBER_SIZE, "%.1f s", seconds);
+	else
+		text_seconds(seconds, text);
+	return text;
+}
+
+static void add_outage(struct table *table, const json_t *row)
+{
+	char number[TEXT_NUMBER_SIZE];
+
+	table_add(table, json_get_text(row, "begun", ""));
+	table_add(table, json_get_text(row, "cause", ""));
+	table_add(table, json_get_text(row, "detected", ""));
+	table_add(table, text_count((uint64_t)json_get_int(row, "step", 0), number));
+	table_add(table, seconds_text(row, "seconds_lost", number));
+	table_add(table, text_count((uint64_t)json_get_int(row, "steps_redone", 0), number));
+	table_add(table, text_count((uint64_t)json_get_int(row, "restarts", 0), number));
+}
+
+static void print_totals(const json_t *totals, FILE *out)
+{
+	char wall[TEXT_NUMBER_SIZE], lost[TEXT_NUMBER_SIZE], between[TEXT_NUMBER_SIZE];
+	int64_t count = json_get_int(totals, "outages", 0);
+
+	fprintf(out, "since %s: %s supervised, uptime %.3f %%, goodput %.3f %%\n",
+		json_get_text(totals, "since", "?"), seconds_text(totals, "wall_seconds", wall),
+		100 * json_get_real(totals, "uptime", NAN),
+		100 * json_get_real(totals, "goodput", NAN));
+	if (count == 0)
+		fprintf(out, "no outage that nobody wanted\n");
+	else
+		fprintf(out,
+			"%" PRId64 " that nobody wanted: %s lost, %" PRId64
+			" steps redone, one in %s\n",
+			count, seconds_text(totals, "lost_seconds", lost),
+			json_get_int(totals, "steps_redone", 0),
+			seconds_text(totals, "mean_seconds_between", between));
+}
+
+int verb_outages(struct ctl *ctl, const struct args *args)
+{
+	static const char *const heads[] = {"begun (UTC)", "cause", "noticed by", ">after step",
+		">time lost", ">steps redone", ">starts"};
+	AUTO_JSON reply = NULL;
+	struct table table;
+	struct error err;
+	const json_t *row;
+	int64_t limit;
+	size_t i;
+
+	if (args_int(args, "limit", 1, OUTAGES_MAX, 20, &limit, &err) < 0)
+		return ctl_usage(ctl, "outages", &err);
+	int code = ctl_call(ctl, "Outages", json_pack("{s:I}", "limit", (json_int_t)limit),
+		ANSWER_SECONDS, &reply);
+	if (code != CTL_OK)
+		return code;
+	const json_t *rows = json_object_get(reply, "outages");
+	if (ctl->json)
+		return ctl_print_json(ctl, reply);
+	if (json_array_size(rows) > 0) {
+		table_init(&table, 7, heads);
+		json_array_foreach(rows, i, row) add_outage(&table, row);
+		table_print(&table, ctl->out);
+		table_fini(&table);
+	}
+	print_totals(json_object_get(reply, "totals"), ctl->out);
 	return CTL_OK;
 }
 

@@ -30,6 +30,10 @@ static const struct verb verbs[] = {
 		"What is kept and whether it is verified; --all also what is gone or set aside."},
 	{"events", "[-n N] [--json]", "n|limit=", 0, 0, verb_events,
 		"The last N (20) starts, deaths, saves and faults."},
+	{"outages", "[-n N] [--json]", "n|limit=", 0, 0, verb_outages,
+		"The last N (20) times without new steps: cause, how it was noticed, time lost, "
+		"steps "
+		"redone; and the totals."},
 	{"config", "[--json]", "", 0, 0, verb_config, "Every setting that is in force."},
 	{"save", "[--wait] [--json]", "w|wait", 0, 0, verb_save,
 		"Saves now; --wait returns when it is verified."},

@@ -30,6 +30,7 @@ int verb_status(struct ctl *ctl, const struct args *args);
 int verb_top(struct ctl *ctl, const struct args *args);
 int verb_checkpoints(struct ctl *ctl, const struct args *args);
 int verb_events(struct ctl *ctl, const struct args *args);
+int verb_outages(struct ctl *ctl, const struct args *args);
 int verb_config(struct ctl *ctl, const struct args *args);
 /* change.c */
 int verb_save(struct ctl *ctl, const struct args *args);

@@ -2,7 +2,7 @@
  * supervisor's database thread alone. Losing it loses no training, so a file that cannot be used is
  * set aside and a new one begun; it is bounded: old events, attempts and metrics give way a little
  * with each write, never in one long pause. */
-#include "store/history.h"
+#include "store/history_private.h"
 
 #include "base/file.h"
 #include "base/panic.h"
@@ -11,8 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,28 +42,16 @@ static const char *const migrations[] = {
 	" grad_norm REAL, learning_rate REAL, step_ms REAL, images INTEGER NOT NULL,"
 	" skipped INTEGER NOT NULL, PRIMARY KEY(step, kind, branch)) STRICT, WITHOUT ROWID;"
 	"PRAGMA application_id = 1668985960;", /* "ckph" */
+	"CREATE TABLE life("
+	" id INTEGER PRIMARY KEY, boot_id TEXT NOT NULL, begun_ns INTEGER NOT NULL,"
+	" seen_ns INTEGER NOT NULL, step INTEGER NOT NULL, ended INTEGER NOT NULL) STRICT;"
+	"CREATE TABLE outage("
+	" id INTEGER PRIMARY KEY, begun_ns INTEGER NOT NULL, resumed_ns INTEGER, ended_ns INTEGER,"
+	" cause TEXT NOT NULL, detected TEXT NOT NULL, sentence TEXT NOT NULL,"
+	" planned INTEGER NOT NULL, step INTEGER NOT NULL, steps_redone INTEGER NOT NULL,"
+	" restarts INTEGER NOT NULL, memory_lost INTEGER NOT NULL) STRICT;",
 };
 #define HISTORY_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))
-
-enum statement {
-	BEGIN,
-	COMMIT,
-	ROLLBACK,
-	ATTEMPT_BEGIN,
-	ATTEMPT_END,
-	ATTEMPT_TRIM,
-	EVENT_ADD,
-	EVENT_TRIM,
-	METRIC_PUT,
-	METRIC_NEWEST,
-	METRIC_THIN,
-	EVENT_LIST,
-	METRIC_COUNT,
-	METRIC_LIST,
-	LAST_EVENT,
-	LAST_DEATH,
-	STATEMENT_COUNT
-};
 
 /* Of each (step, kind) the row of the greatest branch: bare columns follow max() in SQLite. */
 #define METRIC_NEWEST_BRANCH                                                                       \
@@ -100,15 +86,41 @@ static const char *const statement_sql[STATEMENT_COUNT] = {
 	[LAST_DEATH] = "SELECT ended_ns, role, cause, phase, step_ended, sentence, stderr_tail"
 		       " FROM attempt WHERE ended_ns IS NOT NULL AND planned = 0"
 		       " ORDER BY id DESC LIMIT 1",
+	[LIFE_BEGIN] = "INSERT INTO life(boot_id, begun_ns, seen_ns, step, ended)"
+		       " VALUES(?1, ?2, ?3, ?4, 0)",
+	[LIFE_LAST] = "SELECT boot_id, begun_ns, seen_ns, step, ended FROM life"
+		      " ORDER BY id DESC LIMIT 1",
+	[LIFE_SEEN] = "UPDATE life SET seen_ns = ?1, step = ?2, ended = ?3"
+		      " WHERE id = (SELECT max(id) FROM life)",
+	/* The first one says since when. */
+	[LIFE_TRIM] = "DELETE FROM life WHERE id > 1 AND id <= ?1",
+	[OUTAGE_BEGIN] = "INSERT INTO outage(begun_ns, cause, detected, sentence, planned, step,"
+			 " steps_redone, restarts, memory_lost) VALUES(?1,?2,?3,?4,?5,?6,0,0,0)",
+	[OUTAGE_SET] = "UPDATE outage SET resumed_ns = ?2, ended_ns = ?3, steps_redone = ?4,"
+		       " restarts = ?5, memory_lost = ?6 WHERE id = ?1",
+	[OUTAGE_TRIM] = "DELETE FROM outage WHERE id <= ?1",
+	[OUTAGE_OPEN] = "SELECT id, begun_ns, cause, detected, sentence, planned, step, restarts,"
+			" memory_lost FROM outage WHERE ended_ns IS NULL ORDER BY id DESC LIMIT 1",
+	[OUTAGE_LIST] = "SELECT * FROM (SELECT id, begun_ns, ended_ns, cause, detected, sentence,"
+			" planned, step, steps_redone, restarts, memory_lost, resumed_ns"
+			" FROM outage ORDER BY id DESC LIMIT ?1) ORDER BY id",
+	/* Wall clocks jump: no time is negative. A finished run is no outage, and no time of it
+	 * counts.
+	 */
+	[OUTAGE_TOTALS] =
+		"WITH o AS (SELECT max(0, coalesce(ended_ns, ?1) - begun_ns) AS lost,"
+		" max(0, coalesce(resumed_ns, ?1) - begun_ns) AS down,"
+		" planned, steps_redone, memory_lost, cause = 'finished' AS finished FROM outage)"
+		" SELECT (SELECT min(begun_ns) FROM life), count(*) FILTER (WHERE NOT planned),"
+		" count(*) FILTER (WHERE memory_lost AND NOT planned),"
+		" coalesce(sum(lost) FILTER (WHERE NOT planned), 0),"
+		" coalesce(sum(lost) FILTER (WHERE planned AND NOT finished), 0),"
+		" coalesce(sum(down) FILTER (WHERE NOT finished), 0),"
+		" coalesce(sum(steps_redone), 0),"
+		" coalesce(sum(lost) FILTER (WHERE finished), 0) FROM o",
 };
 
-struct history {
-	sqlite3 *db;
-	sqlite3_stmt *statements[STATEMENT_COUNT];
-	uint64_t thinned_to; /* below this step all is thinned; starts over at each open */
-};
-
-static int fail(struct history *history, struct error *err, const char *doing)
+int history_fail(struct history *history, struct error *err, const char *doing)
 {
 	int code = sqlite3_extended_errcode(history->db);
 	int rc = (code & 0xff) == SQLITE_FULL  ? -ENOSPC
@@ -194,7 +206,7 @@ static int use(struct history *history, struct error *err)
 	code = sqlite3_errcode(history->db);
 	if (code == SQLITE_BUSY || code == SQLITE_FULL || code == SQLITE_IOERR ||
 		code == SQLITE_NOMEM || code == SQLITE_READONLY || code == SQLITE_CANTOPEN)
-		return fail(history, err, "open it");
+		return history_fail(history, err, "open it");
 	return -EBADMSG;
 }
 
@@ -220,7 +232,7 @@ static int open_file(const char *run_dir, int run_fd, struct history **ret, stru
 		    database_vfs()) == SQLITE_OK)
 		rc = use(history, err);
 	else
-		rc = history->db != NULL ? fail(history, err, "open it") : -ENOMEM;
+		rc = history->db != NULL ? history_fail(history, err, "open it") : -ENOMEM;
 	if (rc < 0) {
 		history_close(history);
 		return rc;
@@ -290,35 +302,34 @@ void history_close(struct history *history)
 
 /* -- writing -- */
 
-static void bind_text(sqlite3_stmt *statement, int index, const char *text)
+void history_bind_text(sqlite3_stmt *statement, int index, const char *text)
 {
 	sqlite3_bind_text(statement, index, text, -1, SQLITE_TRANSIENT);
 }
 
-static void bind_number(sqlite3_stmt *statement, int index, uint64_t number)
+void history_bind_number(sqlite3_stmt *statement, int index, uint64_t number)
 {
 	sqlite3_bind_int64(statement, index, (sqlite3_int64)number);
 }
 
-static int run_statement(struct history *history, enum statement which, struct error *err)
+int history_run(struct history *history, enum statement which, struct error *err)
 {
 	sqlite3_stmt *statement = history->statements[which];
-	int rc = sqlite3_step(statement) == SQLITE_DONE ? 0 : fail(history, err, "write");
+	int rc = sqlite3_step(statement) == SQLITE_DONE ? 0 : history_fail(history, err, "write");
 
 	sqlite3_reset(statement);
 	sqlite3_clear_bindings(statement);
 	return rc;
 }
 
-/* Ids only grow, so what is too old is below one number. */
-static int trim(struct history *history, enum statement which, int64_t kept, struct error *err)
+int history_trim(struct history *history, enum statement which, int64_t kept, struct error *err)
 {
 	int64_t newest = sqlite3_last_insert_rowid(history->db);
 
 	if (newest <= kept)
 		return 0;
 	sqlite3_bind_int64(history->statements[which], 1, newest - kept);
-	return run_statement(history, which, err);
+	return history_run(history, which, err);
 }
 
 int history_attempt_begin(
@@ -327,17 +338,17 @@ int history_attempt_begin(
 	sqlite3_stmt *statement = history->statements[ATTEMPT_BEGIN];
 	int rc;
 
-	bind_text(statement, 1, attempt->role);
+	history_bind_text(statement, 1, attempt->role);
 	sqlite3_bind_int64(statement, 2, attempt->pid);
 	sqlite3_bind_int64(statement, 3, attempt->begun_wall_ns);
-	bind_number(statement, 4, attempt->rung);
-	bind_number(statement, 5, attempt->step_begun);
-	bind_text(statement, 6, attempt->from);
-	rc = run_statement(history, ATTEMPT_BEGIN, err);
+	history_bind_number(statement, 4, attempt->rung);
+	history_bind_number(statement, 5, attempt->step_begun);
+	history_bind_text(statement, 6, attempt->from);
+	rc = history_run(history, ATTEMPT_BEGIN, err);
 	if (rc < 0)
 		return rc;
 	attempt->id = sqlite3_last_insert_rowid(history->db);
-	return trim(history, ATTEMPT_TRIM, ATTEMPTS_KEPT, err);
+	return history_trim(history, ATTEMPT_TRIM, ATTEMPTS_KEPT, err);
 }
 
 int history_attempt_end(
@@ -347,13 +358,13 @@ int history_attempt_end(
 
 	sqlite3_bind_int64(statement, 1, attempt->id);
 	sqlite3_bind_int64(statement, 2, attempt->ended_wall_ns);
-	bind_number(statement, 3, attempt->step_ended);
-	bind_text(statement, 4, attempt->cause);
-	bind_text(statement, 5, attempt->phase);
-	bind_text(statement, 6, attempt->sentence);
-	bind_text(statement, 7, attempt->stderr_tail);
-	bind_number(statement, 8, attempt->planned);
-	return run_statement(history, ATTEMPT_END, err);
+	history_bind_number(statement, 3, attempt->step_ended);
+	history_bind_text(statement, 4, attempt->cause);
+	history_bind_text(statement, 5, attempt->phase);
+	history_bind_text(statement, 6, attempt->sentence);
+	history_bind_text(statement, 7, attempt->stderr_tail);
+	history_bind_number(statement, 8, attempt->planned);
+	return history_run(history, ATTEMPT_END, err);
 }
 
 int history_event(struct history *history, nsec_t wall_ns, const char *kind, const char *level,
@@ -363,21 +374,21 @@ int history_event(struct history *history, nsec_t wall_ns, const char *kind, con
 	int rc;
 
 	sqlite3_bind_int64(statement, 1, wall_ns);
-	bind_text(statement, 2, kind);
-	bind_text(statement, 3, level);
-	bind_number(statement, 4, step);
-	bind_text(statement, 5, text);
-	rc = run_statement(history, EVENT_ADD, err);
-	return rc < 0 ? rc : trim(history, EVENT_TRIM, EVENTS_KEPT, err);
+	history_bind_text(statement, 2, kind);
+	history_bind_text(statement, 3, level);
+	history_bind_number(statement, 4, step);
+	history_bind_text(statement, 5, text);
+	rc = history_run(history, EVENT_ADD, err);
+	return rc < 0 ? rc : history_trim(history, EVENT_TRIM, EVENTS_KEPT, err);
 }
 
 static int put_metric(struct history *history, const struct metric *metric, struct error *err)
 {
 	sqlite3_stmt *statement = history->statements[METRIC_PUT];
 
-	bind_number(statement, 1, metric->step);
-	bind_number(statement, 2, metric->kind);
-	bind_number(statement, 3, metric->branch);
+	history_bind_number(statement, 1, metric->step);
+	history_bind_number(statement, 2, metric->kind);
+	history_bind_number(statement, 3, metric->branch);
 	/* NaN becomes NULL. */
 	sqlite3_bind_double(statement, 4, (double)metric->loss);
 	for (int i = 0; i < 4; i++)
@@ -385,16 +396,15 @@ static int put_metric(struct history *history, const struct metric *metric, stru
 	sqlite3_bind_double(statement, 9, (double)metric->grad_norm);
 	sqlite3_bind_double(statement, 10, (double)metric->learning_rate);
 	sqlite3_bind_double(statement, 11, (double)metric->step_ms);
-	bind_number(statement, 12, metric->images);
-	bind_number(statement, 13, metric->skipped);
-	return run_statement(history, METRIC_PUT, err);
+	history_bind_number(statement, 12, metric->images);
+	history_bind_number(statement, 13, metric->skipped);
+	return history_run(history, METRIC_PUT, err);
 }
 
-static int query_number(
-	struct history *history, enum statement which, int64_t *ret, struct error *err)
+int history_number(struct history *history, enum statement which, int64_t *ret, struct error *err)
 {
 	sqlite3_stmt *statement = history->statements[which];
-	int rc = sqlite3_step(statement) == SQLITE_ROW ? 0 : fail(history, err, "read");
+	int rc = sqlite3_step(statement) == SQLITE_ROW ? 0 : history_fail(history, err, "read");
 
 	if (rc == 0)
 		*ret = sqlite3_column_int64(statement, 0);
@@ -408,7 +418,7 @@ static int thin(struct history *history, struct error *err)
 	sqlite3_stmt *statement = history->statements[METRIC_THIN];
 	uint64_t end = history->thinned_to + THIN_WINDOW_STEPS;
 	int64_t newest = 0;
-	int rc = query_number(history, METRIC_NEWEST, &newest, err);
+	int rc = history_number(history, METRIC_NEWEST, &newest, err);
 
 	if (rc < 0 || newest < METRICS_FULL_STEPS)
 		return rc;
@@ -416,10 +426,10 @@ static int thin(struct history *history, struct error *err)
 		end = (uint64_t)newest - METRICS_FULL_STEPS;
 	if (end <= history->thinned_to)
 		return 0;
-	bind_number(statement, 1, history->thinned_to);
-	bind_number(statement, 2, end);
-	bind_number(statement, 3, METRICS_THINNED_TO);
-	rc = run_statement(history, METRIC_THIN, err);
+	history_bind_number(statement, 1, history->thinned_to);
+	history_bind_number(statement, 2, end);
+	history_bind_number(statement, 3, METRICS_THINNED_TO);
+	rc = history_run(history, METRIC_THIN, err);
 	if (rc == 0)
 		history->thinned_to = end;
 	return rc;
@@ -443,169 +453,14 @@ static int put_metrics(
 int history_metrics(
 	struct history *history, const struct metric *metrics, uint32_t count, struct error *err)
 {
-	int rc = run_statement(history, BEGIN, err);
+	int rc = history_run(history, BEGIN, err);
 
 	if (rc < 0)
 		return rc;
 	rc = put_metrics(history, metrics, count, err);
 	if (rc == 0)
-		rc = run_statement(history, COMMIT, err);
+		rc = history_run(history, COMMIT, err);
 	if (rc < 0 && !sqlite3_get_autocommit(history->db))
-		run_statement(history, ROLLBACK, NULL);
+		history_run(history, ROLLBACK, NULL);
 	return rc;
-}
-
-/* -- answers -- */
-
-static json_t *column_text(sqlite3_stmt *statement, int column)
-{
-	const char *text = (const char *)sqlite3_column_text(statement, column);
-	json_t *json = json_string(text != NULL ? text : "");
-
-	/* A worker's last words may be any bytes. */
-	return json != NULL ? json : json_string("(not UTF-8)");
-}
-
-static json_t *column_number(sqlite3_stmt *statement, int column)
-{
-	return json_integer(sqlite3_column_int64(statement, column));
-}
-
-static json_t *column_real(sqlite3_stmt *statement, int column)
-{
-	return sqlite3_column_type(statement, column) == SQLITE_NULL
-		? json_null()
-		: json_finite(sqlite3_column_double(statement, column));
-}
-
-static json_t *column_time(sqlite3_stmt *statement, int column)
-{
-	char text[CLOCK_TEXT_SIZE];
-
-	clock_format_utc(sqlite3_column_int64(statement, column), text);
-	return json_string(text);
-}
-
-static json_t *event_json(sqlite3_stmt *row)
-{
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "id", column_number(row, 0), "time",
-		column_time(row, 1), "kind", column_text(row, 2), "level", column_text(row, 3),
-		"step", column_number(row, 4), "text", column_text(row, 5));
-}
-
-static json_t *metric_json(sqlite3_stmt *row)
-{
-	const char *kind = sqlite3_column_int64(row, 1) == METRIC_HOLDOUT ? "holdout" : "train";
-
-	return json_pack("{s:o, s:s, s:o, s:o, s:[o,o,o,o], s:o, s:o, s:o, s:b}", "step",
-		column_number(row, 0), "kind", kind, "branch", column_number(row, 2), "loss",
-		column_real(row, 3), "loss_quartile", column_real(row, 4), column_real(row, 5),
-		column_real(row, 6), column_real(row, 7), "grad_norm", column_real(row, 8),
-		"learning_rate", column_real(row, 9), "step_ms", column_real(row, 10), "skipped",
-		(int)(sqlite3_column_int64(row, 11) != 0));
-}
-
-static json_t *death_json(sqlite3_stmt *row)
-{
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "time", column_time(row, 0), "role",
-		column_text(row, 1), "cause", column_text(row, 2), "phase", column_text(row, 3),
-		"step", column_number(row, 4), "sentence", column_text(row, 5), "stderr_tail",
-		column_text(row, 6));
-}
-
-/* All rows of a bound statement as an array; the statement is reset. */
-static int rows_json(struct history *history, enum statement which,
-	json_t *(*row_json)(sqlite3_stmt *row), json_t **ret, struct error *err)
-{
-	sqlite3_stmt *statement = history->statements[which];
-	json_t *rows = json_array();
-	int rc = rows != NULL ? 0 : -ENOMEM, step;
-
-	while (rc == 0 && (step = sqlite3_step(statement)) != SQLITE_DONE) {
-		if (step != SQLITE_ROW)
-			rc = fail(history, err, "read");
-		else if (json_array_append_new(rows, row_json(statement)) < 0)
-			rc = error_set(err, -ENOMEM, "no memory for an answer");
-	}
-	sqlite3_reset(statement);
-	sqlite3_clear_bindings(statement);
-	if (rc == 0)
-		*ret = rows;
-	else
-		json_decref(rows);
-	return rc;
-}
-
-int history_events_json(
-	struct history *history, int64_t after, uint32_t limit, json_t **ret, struct error *err)
-{
-	sqlite3_stmt *statement = history->statements[EVENT_LIST];
-
-	sqlite3_bind_int64(statement, 1, after);
-	sqlite3_bind_int64(statement, 2, limit);
-	return rows_json(history, EVENT_LIST, event_json, ret, err);
-}
-
-static int kind_number(const char *kind, int *ret, struct error *err)
-{
-	*ret = 0;
-	if (kind == NULL || kind[0] == '\0')
-		return 0;
-	if (strcmp(kind, "train") == 0)
-		*ret = METRIC_TRAIN;
-	else if (strcmp(kind, "holdout") == 0)
-		*ret = METRIC_HOLDOUT;
-	else
-		return error_set(
-			err, -EINVAL, "'%.32s' is no kind of metric; use train or holdout", kind);
-	return 0;
-}
-
-int history_metrics_json(struct history *history, uint64_t after_step, const char *kind,
-	uint32_t limit, json_t **ret, struct error *err)
-{
-	sqlite3_stmt *count_rows = history->statements[METRIC_COUNT];
-	sqlite3_stmt *list = history->statements[METRIC_LIST];
-	int64_t count = 0;
-	int number;
-	int rc = kind_number(kind, &number, err);
-
-	if (rc < 0)
-		return rc;
-	if (limit == 0)
-		limit = 1;
-	bind_number(count_rows, 1, after_step);
-	sqlite3_bind_int(count_rows, 2, number);
-	rc = query_number(history, METRIC_COUNT, &count, err);
-	if (rc < 0)
-		return rc;
-	bind_number(list, 1, after_step);
-	sqlite3_bind_int(list, 2, number);
-	sqlite3_bind_int64(list, 3, count <= limit ? 1 : (count + limit - 1) / limit);
-	return rows_json(history, METRIC_LIST, metric_json, ret, err);
-}
-
-/* The only row, or null. */
-static int row_json(struct history *history, enum statement statement,
-	json_t *(*make)(sqlite3_stmt *statement), json_t **ret, struct error *err)
-{
-	AUTO_JSON rows = NULL;
-	int rc = rows_json(history, statement, make, &rows, err);
-
-	if (rc < 0)
-		return rc;
-	*ret = json_array_size(rows) > 0 ? json_incref(json_array_get(rows, 0)) : json_null();
-	return 0;
-}
-
-int history_last_event_json(
-	struct history *history, const char *kind, json_t **ret, struct error *err)
-{
-	sqlite3_bind_text(history->statements[LAST_EVENT], 1, kind, -1, SQLITE_TRANSIENT);
-	return row_json(history, LAST_EVENT, event_json, ret, err);
-}
-
-int history_last_death_json(struct history *history, json_t **ret, struct error *err)
-{
-	return row_json(history, LAST_DEATH, death_json, ret, err);
 }

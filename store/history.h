@@ -1,5 +1,6 @@
-/* history.sqlite: attempts, events, metrics. Written only by the supervisor's database thread; its
- * loss costs history, never training. WAL, synchronous=NORMAL. The door of SQLite for it. */
+/* history.sqlite: attempts, events, metrics, the supervisor's lives, outages. Written only by the
+ * supervisor's database thread; its loss costs history, never training. WAL, synchronous=NORMAL.
+ * The door of SQLite for it. */
 #pragma once
 
 #include "base/clock.h"
@@ -55,3 +56,45 @@ int history_metrics_json(struct history *history, uint64_t after_step, const cha
 int history_last_event_json(
 	struct history *history, const char *kind, json_t **ret, struct error *err);
 int history_last_death_json(struct history *history, json_t **ret, struct error *err);
+
+#define HISTORY_BOOT_ID_SIZE 40
+
+/* One life of the supervisor. What the last one left says how it ended: by a power cut when the
+ * boot is another one and it did not say that it ends. */
+struct history_life {
+	char boot_id[HISTORY_BOOT_ID_SIZE]; /* of the kernel */
+	nsec_t begun_wall_ns, seen_wall_ns;
+	uint64_t step; /* the furthest finished one, when last seen */
+	bool ended;    /* as asked */
+};
+/* Begins one. *ret_last: the one before; begun_wall_ns is 0 when there was none. */
+int history_life_begin(struct history *history, const struct history_life *life,
+	struct history_life *ret_last, struct error *err);
+/* seen_wall_ns, step and ended of the newest one. */
+int history_life_seen(struct history *history, const struct history_life *life, struct error *err);
+
+/* A time without new steps: from the last finished one to the beginning of the next that was never
+ * finished before. */
+struct history_outage {
+	int64_t id; /* 0: not written yet */
+	nsec_t begun_wall_ns;
+	nsec_t resumed_wall_ns; /* a trainer computes again; 0: not yet */
+	nsec_t ended_wall_ns;   /* 0: not yet */
+	char cause[64], detected[64], sentence[256];
+	bool planned;     /* somebody wanted it */
+	bool memory_lost; /* the disk had to be read */
+	uint64_t step;    /* the furthest finished one */
+	uint64_t steps_redone;
+	uint32_t restarts; /* of the trainer */
+};
+/* Writes a new one (id is filled in) or what has become of an older one. */
+int history_outage_put(struct history *history, struct history_outage *outage, struct error *err);
+/* The newest one that has not ended; -ENOENT. */
+int history_outage_open(struct history *history, struct history_outage *ret, struct error *err);
+/* How many outages that nobody planned lost the memory, and since when they are counted (0: no life
+ * was noted yet). */
+int history_memory_losses(
+	struct history *history, uint32_t *ret_count, nsec_t *ret_since_wall_ns, struct error *err);
+/* {outages, totals} as the interface says it: the newest `limit`, oldest first. */
+int history_outages_json(struct history *history, uint32_t limit, nsec_t now_wall_ns, json_t **ret,
+	struct error *err);

@@ -167,6 +167,28 @@ struct attempt_job {
 void books_attempt_begin_work(struct ledger_job *job, void *room);
 void books_attempt_end_work(struct ledger_job *job, void *room);
 
+/* The supervisor's life begins: what the last one left. */
+struct life_job {
+	struct book_job head;
+	struct history_life life; /* in; begin fills in the boot id */
+	struct history_life last; /* out, of begin */
+	uint64_t token;           /* in, of begin: for the open outage */
+	uint32_t memory_losses;   /* out, of begin */
+	nsec_t since_wall_ns;     /* out, of begin: counted since */
+	bool has_open;            /* out, of begin */
+	struct history_outage open;
+};
+void books_life_begin_work(struct ledger_job *job, void *room);
+void books_life_seen_work(struct ledger_job *job, void *room);
+
+/* An outage has begun, or something about it is known now. Equal tokens are one outage. */
+struct outage_job {
+	struct book_job head;
+	uint64_t token;
+	struct history_outage outage;
+};
+void books_outage_work(struct ledger_job *job, void *room);
+
 struct event_job {
 	struct book_job head;
 	nsec_t wall_ns;
@@ -197,6 +219,7 @@ struct query_job {
 		QUERY_CHECKPOINTS,
 		QUERY_EVENTS,
 		QUERY_METRICS,
+		QUERY_OUTAGES,
 		QUERY_LAST_DEATH,
 		QUERY_LAST_EVENT, /* of this kind, or null */
 	} query;

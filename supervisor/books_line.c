@@ -290,6 +290,9 @@ static int answer_query(struct books *books, struct query_job *query, struct err
 	case QUERY_METRICS:
 		return history_metrics_json(history, (uint64_t)query->after,
 			query->kind[0] ? query->kind : NULL, query->limit, &query->answer, err);
+	case QUERY_OUTAGES:
+		return history_outages_json(
+			history, query->limit, clock_wall_ns(), &query->answer, err);
 	case QUERY_LAST_DEATH:
 		return history_last_death_json(history, &query->answer, err);
 	case QUERY_LAST_EVENT:
@@ -307,8 +310,10 @@ static int encode_answer(struct query_job *query)
 		[QUERY_EVENTS] = "events",
 		[QUERY_METRICS] = "metrics"};
 
-	CHECK((size_t)query->query < sizeof(names) / sizeof(names[0]));
-	json_t *frame = json_pack("{s:{s:o}}", "parameters", names[query->query], query->answer);
+	/* What is an array has a name; an object has names of its own. */
+	json_t *frame = json_is_object(query->answer)
+		? json_pack("{s:o}", "parameters", query->answer)
+		: json_pack("{s:{s:o}}", "parameters", names[query->query], query->answer);
 
 	CHECK(frame);
 	query->answer = NULL;

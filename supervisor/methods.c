@@ -181,6 +181,20 @@ static void method_metrics(struct supervisor *sup, struct call *call)
 	books_give(&sup->ledger, query);
 }
 
+static void method_outages(struct supervisor *sup, struct call *call)
+{
+	int64_t limit;
+
+	if (!take_int(call, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX, &limit))
+		return;
+	struct query_job *query = new_query(sup, call, QUERY_OUTAGES);
+
+	if (!query)
+		return;
+	query->limit = (uint32_t)limit;
+	books_give(&sup->ledger, query);
+}
+
 static void method_config(struct supervisor *sup, struct call *call)
 {
 	call_reply(call, json_pack("{s:o}", "config", json_from_config(&sup->config)));
@@ -317,6 +331,7 @@ static const struct method methods[] = {
 	{"Checkpoints", false, true, method_checkpoints},
 	{"Events", false, true, method_events},
 	{"Metrics", false, true, method_metrics},
+	{"Outages", false, true, method_outages},
 	{"Config", false, false, method_config},
 	{"Save", true, true, method_save},
 	{"Pause", true, true, method_pause},

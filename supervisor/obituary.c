@@ -112,6 +112,7 @@ void obituary_write(const struct ending *ending, struct obituary *ret)
 	*ret = (struct obituary){.kind = DEATH_OWN};
 	if (ending->asked && !ending->term_signal && ending->exit_status == LINK_EXIT_DONE) {
 		ret->planned = true;
+		ret->detected = "its exit code";
 		snprintf(ret->cause, sizeof(ret->cause), "stopped");
 		snprintf(ret->sentence, sizeof(ret->sentence), "%s ended as asked after step %llu",
 			ending->role, (unsigned long long)ending->step);
@@ -123,5 +124,10 @@ void obituary_write(const struct ending *ending, struct obituary *ret)
 		(unsigned long long)ending->step, ending->phase, *ending->last_words ? ": " : "",
 		ending->last_words);
 	text_flatten(ret->sentence);
+	ret->detected = ending->memory_corrupt ? "the sums of the state"
+		: ending->hang                 ? "no movement"
+		: ending->protocol_broken      ? "what it sent"
+		: ending->term_signal          ? "its signal"
+					       : "its exit code";
 	CHECK(ret->cause[0] && ret->sentence[0]);
 }

@@ -30,6 +30,7 @@ struct obituary {
 	bool planned;          /* no death at all */
 	bool person;           /* LINK_EXIT_CONFIG: a person must act */
 	char cause[64];
+	const char *detected; /* by what it was noticed; static */
 	char sentence[256];
 };
 

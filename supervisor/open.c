@@ -99,6 +99,7 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 	query->query = QUERY_LAST_DEATH;
 	books_give(&sup->ledger, query);
 	scrub_ask_history(sup);
+	outages_life_begin(sup);
 	/* A power pause ends with the next start; in the foreground, a start is what was asked for.
 	 */
 	if (sup->run.wanted != WANTED_RUN && (sup->options.strict || sup->run.power_paused)) {

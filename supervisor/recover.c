@@ -286,6 +286,7 @@ static void on_rollback_forked(struct ledger_job *job)
 		ladder_init(&sup->ladder);
 		sup->ladder.furthest_step = sup->ladder.climb_step = fork->branch.fork_step;
 		memory_keep_ladder(sup);
+		outages_went_back(sup, fork->branch.fork_step);
 		sup->resume_disk = true;
 		sup->fork_pending = false;
 		sup->start_delay_ns = 0;

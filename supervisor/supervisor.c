@@ -185,6 +185,7 @@ static void end_loop(struct supervisor *sup)
 	CHECK(sup->state == FSM_ENDED);
 	CHECK(!child_alive(&sup->trainer) && !child_alive(&sup->preparer));
 	notify_send(&sup->notify, "STOPPING=1");
+	outages_life_end(sup);
 	schedule_cancel(sup);
 	uv_timer_stop(&sup->tick);
 	child_kill(&sup->sample.child, SIGKILL);
@@ -394,6 +395,7 @@ static void on_tick(uv_timer_t *timer)
 	scrub_tick(sup, now_ns);
 	mirror_tick(sup, now_ns);
 	methods_tick(sup, now_ns);
+	outages_tick(sup, now_ns);
 	if (sup->poll_ns > 0 && now_ns >= sup->poll_ns &&
 		(sup->state == FSM_STARTING || sup->state == FSM_WAITING))
 		open_run(sup);

@@ -7,6 +7,7 @@
  *     trainer.c     the trainer's process: start, messages, end, hangs
  *     recover.c     from a death to the next start: the ladder, new branches, the delay
  *     saver.c       saves
+ *     outages.c     the ledger of outages
  *     tasks.c       sample and verify
  *     mirror.c      copies on a second disk
  *     scrub.c       scrubs, and what a bad checkpoint brings with it
@@ -120,6 +121,18 @@ struct scrubber {
 	nsec_t finished_wall_ns; /* the last whole one; not positive: not known */
 };
 
+/* Time without new steps. */
+struct outage_now {
+	bool open;
+	uint64_t token;
+	struct history_outage row;
+	uint64_t furthest;      /* finished step; a later one is new */
+	nsec_t stepped_wall_ns; /* when the last step was seen finished */
+	nsec_t seen_ns;         /* monotonic: when the life was last noted */
+	uint32_t memory_losses; /* that nobody planned ... */
+	nsec_t since_wall_ns;   /* ... since; 0: not known */
+};
+
 struct shown {
 	double images_per_second, step_ns; /* smoothed; 0: not known */
 	uint64_t step_seen;
@@ -208,6 +221,7 @@ struct supervisor {
 	struct scrubber scrub;
 	struct mirrorer mirror;
 	struct shown shown;
+	struct outage_now outage;
 	uint64_t over_bytes; /* beyond keep_bytes after the last save */
 	bool stale_weights;  /* the last save has the weights of the one before */
 	bool storage_bad;
@@ -313,6 +327,21 @@ void final_save_step(struct supervisor *sup);
 /* Seconds to the next save by interval, or -1. */
 double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns);
 void storage_note(struct supervisor *sup, bool good, const char *text);
+
+/* -- outages.c -- */
+/* The run is open: how did the last life end? */
+void outages_life_begin(struct supervisor *sup);
+void outages_life_end(struct supervisor *sup);
+/* An end of the trainer; detected: by what it was noticed. */
+void outages_trainer_ended(struct supervisor *sup, const struct obituary *obituary);
+void outages_trainer_started(struct supervisor *sup);
+/* It goes on at step; from: "memory", "checkpoint", "scratch". */
+void outages_trainer_ready(struct supervisor *sup, const char *from, uint64_t step);
+/* A step was seen finished that took step_ns (0: not known). */
+void outages_stepped(struct supervisor *sup, uint64_t step, uint64_t step_ns);
+/* A person went back: steps beyond this one are new again. */
+void outages_went_back(struct supervisor *sup, uint64_t step);
+void outages_tick(struct supervisor *sup, nsec_t now_ns);
 
 /* -- tasks.c -- */
 extern const struct child_handlers sample_handlers, verify_handlers;

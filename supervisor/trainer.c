@@ -106,6 +106,7 @@ void trainer_start(struct supervisor *sup)
 					    : "scratch");
 	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves),
 		atomic_load(&sup->progress->step));
+	outages_trainer_started(sup);
 	child_spawn(&sup->trainer, &sup->loop, &options);
 	start_frame_send(sup, &sup->trainer,
 		json_pack("{s:s, s:i, s:s}", "resume", from_memory ? "memory" : "disk", "threads",
@@ -141,6 +142,7 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s", from);
 	take_plan(sup, body);
 	sup->shown.step_seen = (uint64_t)json_get_int(body, "step", 0);
+	outages_trainer_ready(sup, from, sup->shown.step_seen);
 	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %lld on branch %lld",
 		(int)sup->trainer.pid, from, (long long)json_get_int(body, "step", 0),
 		(long long)json_get_int(body, "branch", 0));
@@ -206,6 +208,7 @@ static void measure(struct supervisor *sup)
 	shown->images_seen = atomic_load(&progress->images_seen);
 	memcpy(&shown->loss, &bits, sizeof(bits));
 	sup->revision++;
+	outages_stepped(sup, step, step_ns <= (uint64_t)STEP_NS_MAX ? step_ns : 0);
 	if (step_ns == 0 || step_ns > (uint64_t)STEP_NS_MAX || images > 1000000)
 		return;
 	if (shown->images_per_second <= 0)
@@ -321,6 +324,7 @@ static void on_ended(struct child *child)
 	sup_drain_metrics(sup);
 	if (obituary.planned)
 		measure(sup);
+	outages_trainer_ended(sup, &obituary);
 	bool stepped = sup->trainer_ready && sup->death_step > sup->trainer_step_begun;
 
 	if (!obituary.planned && !(child->asked && sup->kill_now)) {

@@ -224,6 +224,111 @@ static void what_is_no_history_is_set_aside(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, fixture_setup_small, fixture_teardown)
 
+/* -- outages -- */
+
+#define S NSEC_PER_SEC
+
+static void the_last_life_says_how_it_ended(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	struct history_life life = {.boot_id = "one", .begun_wall_ns = 10, .seen_wall_ns = 10},
+			    last;
+
+	PASS(history_life_begin(history, &life, &last, &fx->err));
+	assert_true(last.begun_wall_ns == 0);
+	life.seen_wall_ns = 20;
+	life.step = 7;
+	PASS(history_life_seen(history, &life, &fx->err));
+	history_close(history);
+	history = open_history(fx, false);
+	life = (struct history_life){.boot_id = "two", .begun_wall_ns = 30, .seen_wall_ns = 30};
+	PASS(history_life_begin(history, &life, &last, &fx->err));
+	assert_string_equal(last.boot_id, "one");
+	assert_true(last.begun_wall_ns == 10 && last.seen_wall_ns == 20);
+	assert_int_equal(last.step, 7);
+	assert_false(last.ended);
+	life.ended = true;
+	PASS(history_life_seen(history, &life, &fx->err));
+	PASS(history_life_begin(history, &life, &last, &fx->err));
+	assert_true(last.ended);
+	history_close(history);
+}
+
+static double total(const json_t *answer, const char *name)
+{
+	return json_get_real(json_object_get(answer, "totals"), name, -1);
+}
+
+static void outages_are_added_up(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	struct history_life life = {.boot_id = "b", .begun_wall_ns = 1000 * S}, last;
+	struct history_outage crash = {.begun_wall_ns = 1100 * S,
+		.cause = "killed by SIGSEGV",
+		.detected = "its signal",
+		.step = 50,
+		.sentence = "why"};
+	struct history_outage pause = {
+		.begun_wall_ns = 1300 * S, .cause = "pause", .planned = true, .step = 90};
+	struct history_outage open;
+	AUTO_JSON answer = NULL;
+	uint32_t losses;
+	nsec_t since;
+
+	PASS(history_life_begin(history, &life, &last, &fx->err));
+	assert_int_equal(history_outage_open(history, &open, &fx->err), -ENOENT);
+	PASS(history_outage_put(history, &crash, &fx->err));
+	PASS(history_outage_open(history, &open, &fx->err));
+	assert_int_equal(open.id, crash.id);
+	assert_string_equal(open.cause, "killed by SIGSEGV");
+	crash.resumed_wall_ns = 1110 * S;
+	crash.ended_wall_ns = 1150 * S;
+	crash.steps_redone = 12;
+	crash.memory_lost = true;
+	PASS(history_outage_put(history, &crash, &fx->err));
+	assert_int_equal(history_outage_open(history, &open, &fx->err), -ENOENT);
+	PASS(history_outage_put(history, &pause, &fx->err));
+	/* The pause lasts until now: 400 s in all, 50 lost, 100 paused, 10 + 100 without a trainer.
+	 */
+	PASS(history_outages_json(history, 10, 1400 * S, &answer, &fx->err));
+	assert_int_equal(json_array_size(json_object_get(answer, "outages")), 2);
+	assert_true(fabs(total(answer, "wall_seconds") - 400) < 1e-9);
+	assert_true(fabs(total(answer, "lost_seconds") - 50) < 1e-9);
+	assert_true(fabs(total(answer, "planned_seconds") - 100) < 1e-9);
+	assert_true(fabs(total(answer, "uptime") - (1 - 110.0 / 400)) < 1e-9);
+	assert_true(fabs(total(answer, "goodput") - (1 - 150.0 / 400)) < 1e-9);
+	assert_true(fabs(total(answer, "mean_seconds_between") - 300) < 1e-9);
+	assert_int_equal(json_get_int(json_object_get(answer, "totals"), "outages", -1), 1);
+	assert_int_equal(json_get_int(json_object_get(answer, "totals"), "steps_redone", -1), 12);
+	const json_t *row = json_array_get(json_object_get(answer, "outages"), 0);
+
+	assert_true(fabs(json_get_real(row, "seconds_down", -1) - 10) < 1e-9);
+	assert_true(fabs(json_get_real(row, "seconds_lost", -1) - 50) < 1e-9);
+	PASS(history_memory_losses(history, &losses, &since, &fx->err));
+	assert_int_equal(losses, 1);
+	assert_true(since == 1000 * S);
+	history_close(history);
+}
+
+static void a_finished_run_is_no_outage(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	struct history_life life = {.boot_id = "b", .begun_wall_ns = 1000 * S}, last;
+	struct history_outage end = {
+		.begun_wall_ns = 1100 * S, .cause = "finished", .planned = true, .step = 90};
+	AUTO_JSON answer = NULL;
+
+	PASS(history_life_begin(history, &life, &last, &fx->err));
+	PASS(history_outage_put(history, &end, &fx->err));
+	PASS(history_outages_json(history, 10, 9000 * S, &answer, &fx->err));
+	assert_true(fabs(total(answer, "wall_seconds") - 100) < 1e-9);
+	assert_true(fabs(total(answer, "goodput") - 1) < 1e-9);
+	history_close(history);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -233,6 +338,9 @@ int main(void)
 		TEST(a_limit_takes_every_nth),
 		TEST(old_metrics_are_thinned),
 		TEST(what_is_no_history_is_set_aside),
+		TEST(the_last_life_says_how_it_ended),
+		TEST(outages_are_added_up),
+		TEST(a_finished_run_is_no_outage),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

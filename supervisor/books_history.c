@@ -1,0 +1,140 @@
+/* The thread's side of books.h for the history. Invariant: a history that is lost costs history,
+ * nothing else. */
+#include "supervisor/books.h"
+
+#include "base/file.h"
+#include "base/panic.h"
+#include "supervisor/books_room.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
+
+/* -ENOTCONN when there is no history now: costs history, nothing else. */
+static struct history *need_history(struct books *books, struct ledger_job *job)
+{
+	struct history *history = books_history(books);
+
+	if (!history)
+		job->result = error_set(&job->error, -ENOTCONN, "history.sqlite cannot be opened");
+	return history;
+}
+
+void books_attempt_begin_work(struct ledger_job *job, void *room)
+{
+	struct attempt_job *begin = (struct attempt_job *)job;
+	struct books *books = room;
+	struct history *history = need_history(books, job);
+
+	if (!history)
+		return;
+	job->result = history_attempt_begin(history, &begin->attempt, &job->error);
+	if (job->result < 0)
+		return;
+	struct books_attempt *slot = &books->attempts[begin->token % BOOKS_ATTEMPTS];
+
+	slot->token = begin->token;
+	slot->id = begin->attempt.id;
+}
+
+void books_attempt_end_work(struct ledger_job *job, void *room)
+{
+	struct attempt_job *end = (struct attempt_job *)job;
+	struct books *books = room;
+	struct history *history = need_history(books, job);
+	struct books_attempt *slot = &books->attempts[end->token % BOOKS_ATTEMPTS];
+
+	if (!history)
+		return;
+	if (slot->token == end->token && slot->id > 0) {
+		end->attempt.id = slot->id;
+	} else {
+		/* Its beginning was not written down. */
+		job->result = history_attempt_begin(history, &end->attempt, &job->error);
+		if (job->result < 0)
+			return;
+	}
+	job->result = history_attempt_end(history, &end->attempt, &job->error);
+}
+
+void books_event_work(struct ledger_job *job, void *room)
+{
+	struct event_job *event = (struct event_job *)job;
+	struct history *history = need_history(room, job);
+
+	if (history)
+		job->result = history_event(history, event->wall_ns, event->kind, event->level,
+			event->step, event->text, &job->error);
+}
+
+void books_metrics_work(struct ledger_job *job, void *room)
+{
+	struct metrics_job *metrics = (struct metrics_job *)job;
+	struct history *history = need_history(room, job);
+
+	CHECK(metrics->count <= BOOKS_METRICS_MAX);
+	if (history)
+		job->result = history_metrics(history, metrics->rows, metrics->count, &job->error);
+}
+
+/* "" where the kernel does not say. */
+static void read_boot_id(char text[HISTORY_BOOT_ID_SIZE])
+{
+	int fd = open(BOOT_ID_PATH, O_RDONLY | O_CLOEXEC);
+	ssize_t size = fd < 0 ? -1 : read(fd, text, HISTORY_BOOT_ID_SIZE - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[size > 0 ? size : 0] = '\0';
+	text[strcspn(text, "\n")] = '\0';
+}
+
+void books_life_begin_work(struct ledger_job *job, void *room)
+{
+	struct life_job *begin = (struct life_job *)job;
+	struct books *books = room;
+	struct history *history = need_history(books, job);
+	struct error error;
+
+	if (!history)
+		return;
+	read_boot_id(begin->life.boot_id);
+	begin->has_open = history_outage_open(history, &begin->open, &error) == 0;
+	if (begin->has_open) {
+		books->outage_token = begin->token;
+		books->outage_id = begin->open.id;
+	}
+	job->result = history_life_begin(history, &begin->life, &begin->last, &job->error);
+	if (job->result == 0)
+		job->result = history_memory_losses(
+			history, &begin->memory_losses, &begin->since_wall_ns, &job->error);
+}
+
+void books_life_seen_work(struct ledger_job *job, void *room)
+{
+	struct life_job *seen = (struct life_job *)job;
+	struct history *history = need_history(room, job);
+
+	if (history)
+		job->result = history_life_seen(history, &seen->life, &job->error);
+}
+
+void books_outage_work(struct ledger_job *job, void *room)
+{
+	struct outage_job *put = (struct outage_job *)job;
+	struct books *books = room;
+	struct history *history = need_history(books, job);
+
+	if (!history)
+		return;
+	put->outage.id = books->outage_token == put->token ? books->outage_id : 0;
+	job->result = history_outage_put(history, &put->outage, &job->error);
+	if (job->result < 0)
+		return;
+	books->outage_token = put->token;
+	books->outage_id = put->outage.id;
+}
