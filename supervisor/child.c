@@ -8,6 +8,7 @@
 #include "base/priority.h"
 #include "proto/link.h"
 #include "supervisor/obituary.h"
+#include "supervisor/resources.h"
 #include "supervisor/text.h"
 
 #include <dirent.h>
@@ -432,6 +433,7 @@ void child_spawn(struct child *child, uv_loop_t *loop, const struct child_option
 		child_set_nice(child, options->nice);
 	if (options->kill_first)
 		prefer_for_killing(child->pid);
+	resources_limit(child->pid, options->memory_bytes);
 	uv_read_start((uv_stream_t *)&child->link, link_alloc, on_link);
 	uv_read_start((uv_stream_t *)&child->err, err_alloc, on_err);
 }

@@ -31,7 +31,8 @@ struct child_options {
 	int state_fd, progress_fd, lock_fd; /* -1: /dev/null */
 	uint32_t threads;                   /* OMP_NUM_THREADS; 0: not set */
 	int nice;
-	bool kill_first; /* the out-of-memory killer takes it first */
+	uint64_t memory_bytes; /* most private memory; 0: no limit */
+	bool kill_first;       /* the out-of-memory killer takes it first */
 };
 
 struct child {

@@ -69,6 +69,7 @@ static const struct fsm_step table[FSM_STATE_COUNT][FSM_EVENT_COUNT] =
 				[FSM_STOP] = TO(STOPPING, HALT),
 				[FSM_EXIT] = TO(EXITING, HALT),
 				[FSM_ROLLBACK] = TO(ROLLING, HALT),
+				[FSM_RENEW] = TO(RENEWING, HALT),
 			},
 		[FSM_ROLLING] =
 			{
@@ -76,6 +77,14 @@ static const struct fsm_step table[FSM_STATE_COUNT][FSM_EVENT_COUNT] =
 				[FSM_PAUSE] = TO(PAUSING, 0),
 				[FSM_STOP] = TO(STOPPING, 0),
 				[FSM_EXIT] = TO(EXITING, 0),
+			},
+		[FSM_RENEWING] =
+			{
+				[FSM_GONE] = TO(RESTARTING, SCHEDULE),
+				[FSM_PAUSE] = TO(PAUSING, 0),
+				[FSM_STOP] = TO(STOPPING, 0),
+				[FSM_EXIT] = TO(EXITING, 0),
+				[FSM_ROLLBACK] = TO(ROLLING, 0),
 			},
 		[FSM_PAUSING] =
 			{
@@ -159,6 +168,7 @@ const char *fsm_state_name(enum fsm_state state)
 		[FSM_RESTARTING] = "restarting",
 		[FSM_TRAINING] = "training",
 		[FSM_ROLLING] = "rolling back",
+		[FSM_RENEWING] = "renewing",
 		[FSM_PAUSING] = "pausing",
 		[FSM_PAUSED] = "paused",
 		[FSM_STOPPING] = "stopping",
@@ -195,6 +205,7 @@ const char *fsm_event_name(enum fsm_event event)
 		[FSM_STOP] = "stop",
 		[FSM_EXIT] = "exit",
 		[FSM_ROLLBACK] = "rollback",
+		[FSM_RENEW] = "renew",
 		[FSM_FORKED] = "forked",
 	};
 
@@ -208,6 +219,7 @@ const char *fsm_public_name(enum fsm_state state)
 	case FSM_PREPARING:
 		return "starting";
 	case FSM_ROLLING:
+	case FSM_RENEWING:
 		return "restarting";
 	case FSM_FINISHING:
 		return "saving";
@@ -225,7 +237,7 @@ void fsm_check(enum fsm_state state, const struct fsm_facts *facts)
 
 	CHECK((unsigned)state < FSM_STATE_COUNT);
 	CHECK(!(facts->trainer && facts->preparer));
-	if (state == FSM_TRAINING || state == FSM_ROLLING)
+	if (state == FSM_TRAINING || state == FSM_ROLLING || state == FSM_RENEWING)
 		CHECK(facts->trainer);
 	else if (!halting)
 		CHECK(!facts->trainer);

@@ -11,15 +11,15 @@
  *        +---died, decide--- RESTARTING ------------> TRAINING --finished--> FINISHING -> FINISHED
  *        |                         ^                   |  |  |
  *        +-------------------------+-------died--------+  |  +--rollback--> ROLLING -> RESTARTING
- *                                                         |
+ *                                                         |  +--renew-----> RENEWING -> RESTARTING
  *                       pause, stop, exit: the trainer is asked to end, then the last save
  *                                                         v
  *                              PAUSING -> PAUSED    STOPPING -> STOPPED    EXITING -> ENDED
  *
  *   FAILED: a person must act; retried slowly for ever.
  *
- * What each state promises is fsm_check(): there is a trainer process in TRAINING and ROLLING, may
- * be one in PAUSING, STOPPING and EXITING, and never one in any other state. */
+ * What each state promises is fsm_check(): there is a trainer process in TRAINING, ROLLING and
+ * RENEWING, may be one in PAUSING, STOPPING and EXITING, and never one in any other state. */
 #pragma once
 
 #include <stdbool.h>
@@ -32,6 +32,7 @@ enum fsm_state {
 	FSM_RESTARTING,
 	FSM_TRAINING,
 	FSM_ROLLING,
+	FSM_RENEWING,
 	FSM_PAUSING,
 	FSM_PAUSED,
 	FSM_STOPPING,
@@ -63,6 +64,7 @@ enum fsm_event {
 	FSM_STOP,
 	FSM_EXIT,
 	FSM_ROLLBACK,
+	FSM_RENEW,  /* another trainer instead of this one, between two steps */
 	FSM_FORKED, /* the new branch is durable, or could not be made */
 	FSM_EVENT_COUNT,
 };

@@ -213,6 +213,7 @@ void worker_options(const struct supervisor *sup, struct child_options *ret)
 		.state_fd = -1,
 		.progress_fd = -1,
 		.lock_fd = sup->lock_fd,
+		.memory_bytes = (uint64_t)sup->config.worker_memory << 20,
 		.kill_first = true};
 }
 

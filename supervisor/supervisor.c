@@ -218,7 +218,8 @@ static void act(struct supervisor *sup, uint32_t actions, enum fsm_event event)
 	if (actions & FSM_DO_SCHEDULE) {
 		struct state_record record;
 
-		if (event == FSM_RESUME)
+		sup->start_delay_ns = event == FSM_GONE ? 0 : sup->start_delay_ns;
+		if (event == FSM_RESUME || event == FSM_GONE)
 			sup->resume_disk = memory_newest(sup, &record) < 0;
 		schedule_start(sup);
 	}

@@ -26,6 +26,7 @@
 #include "supervisor/notify.h"
 #include "supervisor/obituary.h"
 #include "supervisor/refusals.h"
+#include "supervisor/resources.h"
 #include "supervisor/restart.h"
 #include "supervisor/watchdog.h"
 
@@ -197,6 +198,8 @@ struct supervisor {
 	char trainer_from[16];
 	uint64_t oom_kills_before;
 	uint32_t trainer_threads;
+	struct growth growth; /* of the trainer's memory */
+	nsec_t growth_read_ns;
 	struct watchdog watchdog;
 	struct ladder ladder;
 	struct restart_decision decision; /* the last one */
@@ -295,6 +298,8 @@ extern const struct child_handlers prepare_handlers, trainer_handlers;
 void trainer_start(struct supervisor *sup);
 /* Asks the trainer (or kills the preparer) to end; FSM_GONE follows, at once if there is none. */
 void trainer_halt(struct supervisor *sup);
+/* A planned restart: the trainer ends after its step, the next one goes on from memory. */
+void trainer_renew(struct supervisor *sup, const char *why);
 /* What comes will take another time than what the watchdog has learned. */
 void trainer_forget_pace(struct supervisor *sup);
 void trainer_tick(struct supervisor *sup, nsec_t now_ns, nsec_t elapsed_ns);

@@ -20,34 +20,8 @@
 #define STEP_NS_MAX (UINT64_C(86400) * NSEC_PER_SEC)
 #define SMOOTHING 0.1
 #define TOLD_MAX 100 /* events of workers in a second */
-
-/* -- out of memory -- */
-
-/* oom_kill of our control group (v2); 0 where there is none. */
-static uint64_t count_oom_kills(void)
-{
-	char group[512] = "", path[600], text[1024];
-	unsigned long long count = 0;
-	FILE *file = fopen("/proc/self/cgroup", "re");
-
-	if (!file)
-		return 0;
-	while (fgets(text, sizeof(text), file))
-		if (sscanf(text, "0::%511s", group) == 1)
-			break;
-	fclose(file);
-	if (!*group)
-		return 0;
-	snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.events", group);
-	file = fopen(path, "re");
-	if (!file)
-		return 0;
-	while (fgets(text, sizeof(text), file))
-		if (sscanf(text, "oom_kill %llu", &count) == 1)
-			break;
-	fclose(file);
-	return count;
-}
+#define GROWTH_READ_NS NSEC_PER_SEC
+#define RENEW_AFTER_NS (5 * NSEC_PER_SEC) /* a trainer is not replaced sooner */
 
 /* -- start -- */
 
@@ -99,13 +73,14 @@ void trainer_start(struct supervisor *sup)
 	sup->trainer_ready = sup->trainer_finished = false;
 	sup->trainer_step_begun = sup_step(sup);
 	sup->trainer_wall_ns = clock_wall_ns();
-	sup->oom_kills_before = count_oom_kills();
+	sup->oom_kills_before = resources_oom_kills();
 	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s",
 		from_memory                 ? "memory"
 			: sup->newest.known ? "checkpoint"
 					    : "scratch");
 	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves),
 		atomic_load(&sup->progress->step));
+	sup->growth = (struct growth){0};
 	outages_trainer_started(sup);
 	child_spawn(&sup->trainer, &sup->loop, &options);
 	start_frame_send(sup, &sup->trainer,
@@ -216,7 +191,44 @@ static void measure(struct supervisor *sup)
 	else
 		shown->step_ns += SMOOTHING * ((double)step_ns - shown->step_ns);
 	shown->images_per_second = images * 1e9 / shown->step_ns;
+	bool was_safe = sup->ladder.safe_engine;
+
 	ladder_progress(&sup->ladder, step, interval_steps(sup));
+	if (was_safe && !sup->ladder.safe_engine)
+		trainer_renew(sup, "it has got on: back to the engine of the run");
+}
+
+/* -- a new one between two steps -- */
+
+void trainer_renew(struct supervisor *sup, const char *why)
+{
+	if (sup->state != FSM_TRAINING || !sup->trainer_ready || sup->trainer.asked)
+		return;
+	sup_event(sup, "info", "renew", "a new trainer between two steps: %s", why);
+	sup_dispatch(sup, FSM_RENEW);
+}
+
+/* Memory that only grows ends in a kill at a bad time. */
+static void watch_growth(struct supervisor *sup, nsec_t now_ns)
+{
+	uint64_t limit = (uint64_t)sup->config.memory_growth << 20, step = sup_step(sup);
+	char text[128];
+
+	if (sup->state != FSM_TRAINING || !sup->trainer_ready ||
+		now_ns - sup->growth_read_ns < GROWTH_READ_NS)
+		return;
+	sup->growth_read_ns = now_ns;
+	uint64_t bytes = resources_private_bytes(sup->trainer.pid);
+	uint64_t steps = step > sup->trainer_step_begun ? step - sup->trainer_step_begun : 0;
+
+	if (!growth_exceeds(&sup->growth, steps, bytes, limit) ||
+		now_ns - sup->trainer.begun_ns < RENEW_AFTER_NS)
+		return;
+	snprintf(text, sizeof(text), "its memory grew from %llu to %llu MiB",
+		(unsigned long long)(sup->growth.base_bytes >> 20),
+		(unsigned long long)(bytes >> 20));
+	sup_event(sup, "warning", "leak", "the trainer leaks: %s", text);
+	trainer_renew(sup, text);
 }
 
 /* -- end -- */
@@ -266,7 +278,7 @@ static void follow_end(struct supervisor *sup, const struct obituary *obituary, 
 {
 	CHECK(!child_alive(&sup->trainer));
 	if (sup->state != FSM_TRAINING) {
-		CHECK(sup->trainer.asked || sup->kill_now || sup->state == FSM_ROLLING);
+		CHECK(sup->trainer.asked || sup->kill_now);
 		sup_dispatch(sup, FSM_GONE);
 	} else if (sup->trainer_finished && !sup->trainer.term_signal &&
 		sup->trainer.exit_status == LINK_EXIT_DONE) {
@@ -317,7 +329,7 @@ static void on_ended(struct child *child)
 	note_death_step(sup);
 	ending.step = sup->death_step;
 	ending.out_of_memory = child->term_signal == SIGKILL &&
-		count_oom_kills() > sup->oom_kills_before;
+		resources_oom_kills() > sup->oom_kills_before;
 	obituary_write(&ending, &obituary);
 	attempt_end(sup, &obituary, phase);
 	/* Its last rows and numbers, which no tick will come for. */
@@ -417,6 +429,7 @@ void trainer_tick(struct supervisor *sup, nsec_t now_ns, nsec_t elapsed_ns)
 
 		watch(sup, &sup->trainer, elapsed_ns);
 		measure(sup);
+		watch_growth(sup, now_ns);
 		if (sup->ladder.furthest_step != step)
 			memory_keep_ladder(sup);
 		/* It may use half of the stop time for its last step. */

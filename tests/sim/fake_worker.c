@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 struct fake {
@@ -35,7 +36,7 @@ struct fake {
 	struct progress *progress;
 	long step_us, update_us, die_step, exit_step, exit_code, poison, hang_step, save_exit,
 		save_kill, save_stale, save_wait_ms, prepare_exit, babble, scrub_wait_ms,
-		scrub_kill;
+		scrub_kill, leak_kib;
 	long scrubbed;
 };
 
@@ -81,7 +82,7 @@ static void read_behaviour(struct fake *fake)
 		{"save_kill", &fake->save_kill}, {"save_stale", &fake->save_stale},
 		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
 		{"babble", &fake->babble}, {"scrub_wait_ms", &fake->scrub_wait_ms},
-		{"scrub_kill", &fake->scrub_kill}};
+		{"scrub_kill", &fake->scrub_kill}, {"leak_kib", &fake->leak_kib}};
 	char path[4200], key[64];
 	long value;
 
@@ -243,8 +244,19 @@ static bool is_skipped(const struct fake *fake, uint64_t step)
 	return skipped;
 }
 
+static void leak(long kib)
+{
+	size_t size = (size_t)kib << 10;
+	char *lost = kib > 0 ? mmap(NULL, size, PROT_READ | PROT_WRITE,
+				       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
+			     : NULL;
+
+	CHECK(lost != MAP_FAILED);
+}
+
 static void misbehave(struct fake *fake, const struct state_record *record)
 {
+	leak(fake->leak_kib);
 	if (((long)record->step == fake->die_step || (long)record->step == fake->exit_step) &&
 		is_skipped(fake, record->step))
 		return;
