@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 build=${BUILD:-build}
 packages='gcc libc6-dev meson ninja-build pkg-config libuv1-dev libsqlite3-dev libsodium-dev
 libopenblas-openmp-dev libjansson-dev libinih-dev libspng-dev libjpeg-dev libcmocka-dev'
-test_packages='e2fsprogs xfsprogs btrfs-progs' # only where every test must run
+test_packages='e2fsprogs xfsprogs btrfs-progs systemd-container' # only where every test must run
 fuzz_packages='clang libomp-dev'
 lint_packages='clang clang-format libomp-dev'
 
@@ -27,8 +27,9 @@ usage()
 	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
 	                  60 s each. New inputs go to build-fuzz/corpus
 	  lint            formatting, clang's warnings, the rules of the tree
-	  install         install under PREFIX (default /usr/local) with the systemd units
-	  uninstall       remove what install put there
+	  install         install under PREFIX (default /usr/local) with the systemd units and a first
+	                  /etc/ckptd/cars.conf; `systemctl enable --now ckptd@NAME` starts a run
+	  uninstall       stop all runs and remove what install put under PREFIX
 	TEXT
 }
 
@@ -179,16 +180,29 @@ lint()
 	return $bad
 }
 
-# The user, the folder, a first configuration (never over an edited one), and systemd's knowledge.
+# The user, the folder, a first configuration (never over one that is there), systemd's knowledge.
 settle_service()
 {
-	[ -e /etc/ckptd/ckptd.conf ] ||
-		as_root install -D -m 644 etc/ckptd.conf /etc/ckptd/ckptd.conf
+	[ -e /etc/ckptd/cars.conf ] ||
+		as_root install -D -m 644 etc/ckptd.conf /etc/ckptd/cars.conf
 	if command -v systemd-sysusers >/dev/null; then
 		as_root systemd-sysusers ckptd.conf
 		as_root systemd-tmpfiles --create ckptd.conf
 	fi
 	[ ! -d /run/systemd/system ] || as_root systemctl daemon-reload
+	echo "./do: edit /etc/ckptd/cars.conf (each /etc/ckptd/NAME.conf is a run), then, as root:"
+	echo "  ckptctl init --instance cars && systemctl enable --now ckptd@cars"
+}
+
+# Every instance ends, its last step saved, and no longer starts with the machine.
+end_instances()
+{
+	[ -d /run/systemd/system ] || return 0
+	for link in /etc/systemd/system/*.wants/ckptd@*.service \
+		/etc/systemd/system/*.wants/ckptd-scrub@*.timer; do
+		[ ! -L "$link" ] || as_root systemctl disable "${link##*/}"
+	done
+	as_root systemctl stop 'ckptd-scrub@*.timer' 'ckptd@*.service'
 }
 
 command=${1:-help}
@@ -237,7 +251,10 @@ install)
 	;;
 uninstall)
 	need_root ninja -C build-install uninstall
+	[ -n "${DESTDIR:-}" ] || end_instances
 	as_root ninja -C build-install uninstall
+	[ -n "${DESTDIR:-}" ] || [ ! -d /run/systemd/system ] || as_root systemctl daemon-reload
+	echo "./do: left as they are: runs in /var/lib/ckptd, settings in /etc/ckptd, the user ckptd"
 	;;
 help | --help | -h)
 	usage

@@ -9,6 +9,12 @@ _ckptctl()
 		esac
 	done
 	case $previous in
+	--instance)
+		local sockets=(/run/ckptd/*/ckptd.sock)
+		sockets=("${sockets[@]%/ckptd.sock}")
+		mapfile -t COMPREPLY < <(compgen -W "${sockets[*]##*/}" -- "$current")
+		return
+		;;
 	--state | --socket | --config | --out | -o | inspect | export | verify | fsck)
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		return

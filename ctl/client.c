@@ -2,6 +2,7 @@
  * are read by type. */
 #include "ctl/client.h"
 
+#include "ctl/instance.h"
 #include "proto/interface.h"
 
 #include <errno.h>
@@ -13,7 +14,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define SERVICE_SOCKET "/run/ckptd/" SOCKET_NAME
 #define CONNECT_SECONDS_MAX 5
 
 int client_find(const struct ctl *ctl, char *path, size_t size, struct error *err)
@@ -24,6 +24,8 @@ int client_find(const struct ctl *ctl, char *path, size_t size, struct error *er
 
 	if (ctl->socket != NULL)
 		length = snprintf(path, size, "%s", ctl->socket);
+	else if (ctl->instance != NULL)
+		return instance_socket(INSTANCE_RUNTIME, ctl->instance, path, size, err);
 	else if (ctl->state_dir != NULL)
 		length = snprintf(path, size, "%s/%s", ctl->state_dir, SOCKET_NAME);
 	else if (from_environment != NULL && from_environment[0] != '\0')
@@ -31,7 +33,7 @@ int client_find(const struct ctl *ctl, char *path, size_t size, struct error *er
 	else if (stat(STATE_DIR_DEFAULT, &st) == 0 && S_ISDIR(st.st_mode))
 		length = snprintf(path, size, "%s/%s", STATE_DIR_DEFAULT, SOCKET_NAME);
 	else
-		length = snprintf(path, size, "%s", SERVICE_SOCKET);
+		return instance_socket(INSTANCE_RUNTIME, NULL, path, size, err);
 	if (length < 0 || (size_t)length >= size)
 		return error_set(err, -ENAMETOOLONG, "the path of the socket is too long");
 	return 0;
@@ -98,13 +100,13 @@ int client_open(const char *path, struct client *ret, struct error *err)
 		return error_set(err, -ENOTCONN,
 			"ckptd is not running: there is no socket at %s (start it with 'ckptctl "
 			"run' "
-			"or 'systemctl start ckptd', or say --state DIR)",
+			"or 'systemctl start ckptd@NAME', or say --state DIR)",
 			path);
 	case -ECONNREFUSED:
 		return error_set(err, -ECONNREFUSED,
 			"ckptd is not running: nobody answers at %s (start it with 'ckptctl run' "
 			"or "
-			"'systemctl start ckptd')",
+			"'systemctl start ckptd@NAME')",
 			path);
 	case -EACCES:
 	case -EPERM:

@@ -17,8 +17,9 @@ struct client {
 	struct frame_reader reader;
 };
 
-/* Where the daemon should be: --socket; --state DIR/ckptd.sock; $CKPTD_SOCKET;
- * ./ckptd-state/ckptd.sock when that folder exists; /run/ckptd/ckptd.sock. -ENAMETOOLONG. */
+/* Where the daemon should be: --socket; that of --instance; --state DIR/ckptd.sock; $CKPTD_SOCKET;
+ * ./ckptd-state/ckptd.sock when that folder exists; the service's only instance. -ENAMETOOLONG, and
+ * the errors of instance_socket. */
 int client_find(const struct ctl *ctl, char *path, size_t size, struct error *err);
 
 /* Connects. -ENOTCONN: no socket there; -ECONNREFUSED: nobody behind it (both lines say where it

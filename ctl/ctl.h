@@ -23,6 +23,7 @@ enum ctl_exit {
 
 struct ctl {
 	const char *socket;    /* --socket, or NULL */
+	const char *instance;  /* --instance: NAME of the service ckptd@NAME, or NULL */
 	const char *state_dir; /* --state, or NULL */
 	bool json;
 	nsec_t timeout_ns; /* 0: the verb's own */

@@ -56,7 +56,7 @@ static int find_run_dir(const struct ctl *ctl, char *dir, size_t size, struct er
 	char path[4096];
 	json_t *reply = NULL;
 
-	if (ctl->socket == NULL) {
+	if (ctl->socket == NULL && ctl->instance == NULL) {
 		const char *known = ctl->state_dir;
 
 		if (known == NULL && stat(STATE_DIR_DEFAULT, &st) == 0 && S_ISDIR(st.st_mode))

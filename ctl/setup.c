@@ -4,12 +4,13 @@
 
 #include "base/file.h"
 #include "base/sys.h"
-#include "ctl/client.h"
+#include "ctl/instance.h"
 #include "store/run.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -48,16 +49,26 @@ static int read_config(
 int setup_read(const struct ctl *ctl, const struct args *args, struct setup *ret, struct error *err)
 {
 	const char *path = args_text(args, "config");
-	char last_good[PATH_MAX];
+	char last_good[PATH_MAX], own_config[PATH_MAX], own_state[PATH_MAX];
+	const char *state_dir = ctl->state_dir;
 
 	*ret = (struct setup){0};
+	if (ctl->instance != NULL) {
+		int r = instance_config(ctl->instance, own_config, sizeof(own_config), err);
+		if (r == 0)
+			r = instance_state(ctl->instance, own_state, sizeof(own_state), err);
+		if (r < 0)
+			return r;
+		path = path != NULL ? path : own_config;
+		state_dir = state_dir != NULL ? state_dir : own_state;
+	}
 	if (path != NULL && strlen(path) >= sizeof(ret->config_path))
 		return error_set(err, -ENAMETOOLONG, "the path of the configuration is too long");
 	snprintf(ret->config_path, sizeof(ret->config_path), "%s", path != NULL ? path : "");
 	int r = read_config(args, ret->config_path, &ret->config, err);
 	if (r < 0)
 		return r;
-	const char *dir = ctl->state_dir != NULL ? ctl->state_dir : ret->config.state_dir;
+	const char *dir = state_dir != NULL ? state_dir : ret->config.state_dir;
 	if (snprintf(ret->dir, sizeof(ret->dir), "%s", dir) >= (int)sizeof(ret->dir))
 		return error_set(err, -ENAMETOOLONG, "the path of the state folder is too long");
 	if (path == NULL) {
@@ -158,9 +169,13 @@ void setup_undo(int run_fd)
 
 int setup_become_owner(const char *dir, struct error *err)
 {
+	char copy[PATH_MAX];
 	struct stat st;
 
-	if (geteuid() != 0 || stat(dir, &st) < 0 || st.st_uid == 0)
+	if (geteuid() != 0)
+		return 0;
+	snprintf(copy, sizeof(copy), "%s", dir);
+	if ((stat(dir, &st) < 0 && stat(dirname(copy), &st) < 0) || st.st_uid == 0)
 		return 0;
 	if (setegid(st.st_gid) < 0 || seteuid(st.st_uid) < 0)
 		return error_set(err, -errno, "cannot become the owner of %s", dir);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GLOBAL_OPTIONS "socket= state= json timeout= h|help version complete"
+#define GLOBAL_OPTIONS "socket= instance= state= json timeout= h|help version complete"
 
 static const struct verb verbs[] = {
 	{"run", "[--state DIR] [--config FILE] [--set KEY=VALUE]... [--plain]",
@@ -19,7 +19,9 @@ static const struct verb verbs[] = {
 		"shows "
 		"it. Ctrl-C saves and stops; a closed terminal leaves it running; the same command "
 		"goes on."},
-	{"init", "[--state DIR] [--config FILE] [--set KEY=VALUE]... [--from-mirror DIR[/RUN]]",
+	{"init",
+		"[--instance NAME | --state DIR] [--config FILE] [--set KEY=VALUE]...\n"
+		"            [--from-mirror DIR[/RUN]]",
 		"config= set= from-mirror=", 0, 0, verb_init,
 		"Makes a new run in the state folder, for a service that starts later; with "
 		"--from-mirror, the run that lies there."},
@@ -116,20 +118,22 @@ static void print_wrapped(FILE *out, const char *text, int indent, int width)
 static void print_help(FILE *out)
 {
 	fputs("ckptctl: look at a ckptd training run and control it\n\n"
-	      "usage: ckptctl [--socket PATH | --state DIR] VERB [options]\n\n",
+	      "usage: ckptctl [--instance NAME | --state DIR | --socket PATH] VERB [options]\n\n",
 		out);
 	for (size_t i = 0; i < verb_count(); i++) {
 		fprintf(out, "  %-12s", verbs[i].name);
 		print_wrapped(out, verbs[i].help, 14, 80);
 	}
 	fputs("\n"
+	      "  --instance NAME the service ckptd@NAME\n"
 	      "  --state DIR     the run's folder; its socket is DIR/ckptd.sock\n"
 	      "  --socket PATH   the socket itself\n"
 	      "  --timeout SEC   longest wait for an answer\n"
 	      "  --json          for programs\n"
 	      "  --help          with a verb: its options\n\n"
-	      "Without --socket and --state: $CKPTD_SOCKET, else ./ckptd-state when that folder\n"
-	      "exists, else /run/ckptd/ckptd.sock.\n\n"
+	      "Without these three: $CKPTD_SOCKET, else ./ckptd-state when that folder exists, "
+	      "else\n"
+	      "the only instance of the service that runs.\n\n"
 	      "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 ckptd is not running, 4 not "
 	      "permitted,\n"
 	      "5 no answer in time.\n",
@@ -235,6 +239,8 @@ static int take_globals(struct ctl *ctl, const struct args *args, struct error *
 
 	if (args_text(args, "socket") != NULL)
 		ctl->socket = args_text(args, "socket");
+	if (args_text(args, "instance") != NULL)
+		ctl->instance = args_text(args, "instance");
 	if (args_text(args, "state") != NULL)
 		ctl->state_dir = args_text(args, "state");
 	ctl->json = ctl->json || args_flag(args, "json");

@@ -1,6 +1,8 @@
 /* ckptctl against a daemon of canned answers: what it asks, what it prints, how it ends. P9: one
  * clear line and the right exit code for everything that can go wrong; P11: what it shows is what
  * it was told. */
+#include "ctl/client.h"
+#include "ctl/instance.h"
 #include "tests/unit/fake_daemon.h"
 
 #include <sys/stat.h>
@@ -281,6 +283,63 @@ static void test_p9_no_daemon_is_one_line_and_code_3(void **unused)
 	fake_remove_dir(dir);
 }
 
+/* An instance of the service in the folder dir: a socket as a running one has. */
+static void make_instance(const char *dir, const char *name)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	char path[400];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	assert_int_equal(mkdir(path, 0755), 0);
+	strcat(path, "/ckptd.sock");
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	assert_int_equal(bind(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
+	close(fd);
+}
+
+static void test_the_only_instance_is_found(void **unused)
+{
+	char dir[256], path[300], expected[300];
+	struct error err;
+
+	fake_dir(dir, sizeof(dir));
+	assert_int_equal(instance_socket(dir, NULL, path, sizeof(path), &err), -ENOTCONN);
+	ASSERT_HAS(err.text, "systemctl start ckptd@NAME");
+	make_instance(dir, "cars");
+	/* A folder without a socket is none that runs. */
+	snprintf(path, sizeof(path), "%s/idle", dir);
+	assert_int_equal(mkdir(path, 0755), 0);
+	assert_int_equal(instance_socket(dir, NULL, path, sizeof(path), &err), 0);
+	snprintf(expected, sizeof(expected), "%s/cars/ckptd.sock", dir);
+	assert_string_equal(path, expected);
+
+	make_instance(dir, "birds");
+	assert_int_equal(instance_socket(dir, NULL, path, sizeof(path), &err), -ENOTUNIQ);
+	ASSERT_HAS(err.text, "2 instances of ckptd run here, say --instance NAME: ");
+	ASSERT_HAS(err.text, "cars");
+	ASSERT_HAS(err.text, "birds");
+	assert_int_equal(instance_socket(dir, "birds", path, sizeof(path), &err), 0);
+	snprintf(expected, sizeof(expected), "%s/birds/ckptd.sock", dir);
+	assert_string_equal(path, expected);
+	fake_remove_dir(dir);
+}
+
+static void test_p9_a_name_of_an_instance_is_no_path(void **unused)
+{
+	static const char *const wrong[] = {"", ".", "..", "../x", "a/b", "a b", "a%b"};
+
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
+		struct ran ran = ckptctl("--instance", wrong[i], "status", NULL);
+
+		assert_line(&ran, CTL_FAILED, "is no instance: ckptd@NAME");
+		ran_fini(&ran);
+		ran = ckptctl("init", "--instance", wrong[i], NULL);
+		assert_line(&ran, CTL_FAILED, "is no instance: ckptd@NAME");
+		ran_fini(&ran);
+	}
+}
+
 static void test_p9_refusals_have_their_codes(void **unused)
 {
 	static const struct {
@@ -459,6 +518,8 @@ int main(void)
 		cmocka_unit_test(test_p11_a_bad_checkpoint_makes_scrub_fail),
 		cmocka_unit_test(test_sample_copies_the_picture),
 		cmocka_unit_test(test_p9_no_daemon_is_one_line_and_code_3),
+		cmocka_unit_test(test_the_only_instance_is_found),
+		cmocka_unit_test(test_p9_a_name_of_an_instance_is_no_path),
 		cmocka_unit_test(test_p9_refusals_have_their_codes),
 		cmocka_unit_test(test_p9_no_answer_in_time_is_code_5),
 		cmocka_unit_test(test_p9_a_daemon_that_dies_in_a_call),
