@@ -19,6 +19,9 @@ static const struct config_key keys[] = {
 #define CFG_INT(sec, key, def, min, max, unit, cls, text)                                          \
 	{#sec, #key, CONFIG_INT, CONFIG_##cls, offsetof(struct config, key), (double)(min),        \
 		(double)(max), unit, #def, NULL, text},
+#define CFG_AUTO(sec, key, def, min, max, unit, cls, text)                                         \
+	{#sec, #key, CONFIG_INT, CONFIG_##cls, offsetof(struct config, key), (double)(min),        \
+		(double)(max), unit, #def, "auto", text},
 #define CFG_REAL(sec, key, def, min, max, unit, cls, text)                                         \
 	{#sec, #key, CONFIG_REAL, CONFIG_##cls, offsetof(struct config, key), min, max, unit,      \
 		#def, NULL, text},
@@ -30,6 +33,7 @@ static const struct config_key keys[] = {
 		choices, text},
 #include "base/config.def"
 #undef CFG_INT
+#undef CFG_AUTO
 #undef CFG_REAL
 #undef CFG_BOOL
 #undef CFG_TEXT
@@ -113,16 +117,22 @@ static int unknown_key(const char *key, const char *where, struct error *err)
 static int set_int(void *field, const struct config_key *key, const char *value, const char *where,
 	struct error *err)
 {
+	const char *word = key->choices ? "auto, or " : "";
 	char *end;
 
+	if (key->choices && strcmp(value, key->choices) == 0) {
+		*(int64_t *)field = CONFIG_AUTO;
+		return 0;
+	}
 	errno = 0;
 	long long number = strtoll(value, &end, 10);
 	if (end == value || *end || isspace((unsigned char)*value))
-		return error_set(err, -EINVAL, "%s: %s = %s: give a whole number%s%s", where,
-			key->key, value, *key->unit ? " of " : "", key->unit);
+		return error_set(err, -EINVAL, "%s: %s = %s: give %sa whole number%s%s", where,
+			key->key, value, word, *key->unit ? " of " : "", key->unit);
 	if (errno == ERANGE || (double)number < key->min || (double)number > key->max)
-		return error_set(err, -EINVAL, "%s: %s = %s: give %.0f to %.0f%s%s", where,
-			key->key, value, key->min, key->max, *key->unit ? " " : "", key->unit);
+		return error_set(err, -EINVAL, "%s: %s = %s: give %s%.0f to %.0f%s%s", where,
+			key->key, value, word, key->min, key->max, *key->unit ? " " : "",
+			key->unit);
 	*(int64_t *)field = number;
 	return 0;
 }
@@ -229,7 +239,10 @@ void config_value_text(
 
 	switch (key->type) {
 	case CONFIG_INT:
-		snprintf(text, CONFIG_TEXT_MAX, "%lld", (long long)*(const int64_t *)field);
+		if (key->choices && *(const int64_t *)field == CONFIG_AUTO)
+			snprintf(text, CONFIG_TEXT_MAX, "%s", key->choices);
+		else
+			snprintf(text, CONFIG_TEXT_MAX, "%lld", (long long)*(const int64_t *)field);
 		return;
 	case CONFIG_REAL: {
 		/* The shortest text that reads back to the same bits. */

@@ -13,17 +13,20 @@
 #include <stdio.h>
 
 #define CONFIG_TEXT_MAX 256
+#define CONFIG_AUTO (-1) /* what the word auto means where a number may be left to us */
 
 enum config_class { CONFIG_IDENTITY, CONFIG_SCHEDULE, CONFIG_FREE };
 enum config_type { CONFIG_INT, CONFIG_REAL, CONFIG_BOOL, CONFIG_TEXT };
 
 struct config {
 #define CFG_INT(section, key, def, min, max, unit, class, text) int64_t key;
+#define CFG_AUTO(section, key, def, min, max, unit, class, text) int64_t key;
 #define CFG_REAL(section, key, def, min, max, unit, class, text) double key;
 #define CFG_BOOL(section, key, def, class, text) bool key;
 #define CFG_TEXT(section, key, def, choices, class, text) char key[CONFIG_TEXT_MAX];
 #include "base/config.def"
 #undef CFG_INT
+#undef CFG_AUTO
 #undef CFG_REAL
 #undef CFG_BOOL
 #undef CFG_TEXT
@@ -37,7 +40,7 @@ struct config_key {
 	double min, max;
 	const char *unit; /* "" when none */
 	const char *default_text;
-	const char *choices; /* "a|b|c" or NULL */
+	const char *choices; /* "a|b|c" or NULL; of a number, the word "auto" or NULL */
 	const char *text;    /* what it means, for people */
 };
 

@@ -40,11 +40,12 @@ static void write_comment(const char *text, FILE *out)
 static void write_limits(const struct config_key *key, char *text, size_t size)
 {
 	text[0] = 0;
-	if (key->choices)
+	if (key->type == CONFIG_INT)
+		snprintf(text, size, "%s%s%.0f to %.0f%s%s; ", key->choices ? key->choices : "",
+			key->choices ? " or " : "", key->min, key->max, *key->unit ? " " : "",
+			key->unit);
+	else if (key->choices)
 		snprintf(text, size, "%s; ", key->choices);
-	else if (key->type == CONFIG_INT)
-		snprintf(text, size, "%.0f to %.0f%s%s; ", key->min, key->max,
-			*key->unit ? " " : "", key->unit);
 	else if (key->type == CONFIG_REAL)
 		snprintf(text, size, "%g to %g%s%s; ", key->min, key->max, *key->unit ? " " : "",
 			key->unit);

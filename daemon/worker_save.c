@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SAVE_TRIES 3
@@ -200,6 +201,15 @@ static int publish(struct saver *saver, const struct checkpoint_source *source,
 	}
 }
 
+/* Processor time of this process so far. */
+static double cpu_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+	return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+}
+
 static int say_saved(const struct saver *saver, const struct checkpoint_saved *saved,
 	const struct recovery_outcome *outcome, bool stale)
 {
@@ -211,15 +221,15 @@ static int say_saved(const struct saver *saver, const struct checkpoint_saved *s
 	snprintf(path, sizeof(path), "%s/checkpoints/%s" CHECKPOINT_SUFFIX, worker->start.run_dir,
 		saved->id);
 	r = worker_link_send(&worker->link,
-		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:s,s:b,s:b,s:I,s:b,s:I,s:I}}", "saved",
-			"id", saved->id, "step", (json_int_t)saver->record.step, "branch",
+		json_pack("{s:{s:s,s:I,s:I,s:s,s:s,s:I,s:s,s:s,s:b,s:b,s:I,s:b,s:I,s:I,s:f}}",
+			"saved", "id", saved->id, "step", (json_int_t)saver->record.step, "branch",
 			(json_int_t)saver->record.branch, "root", root, "path", path, "bytes",
 			(json_int_t)saved->file_bytes, "readback",
 			saved->direct ? "direct" : "cache", "signer", saved->signer, "catalogued",
 			(int)outcome->catalogued, "already", (int)saved->already, "over_bytes",
 			(json_int_t)outcome->over_bytes, "stale", (int)stale, "ms_write",
 			(json_int_t)(saved->write_ns / NSEC_PER_MSEC), "ms_total",
-			(json_int_t)(saved->total_ns / NSEC_PER_MSEC)));
+			(json_int_t)(saved->total_ns / NSEC_PER_MSEC), "ms_cpu", cpu_ms()));
 	return r < 0 ? LINK_EXIT_FAILED : LINK_EXIT_DONE;
 }
 

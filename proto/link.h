@@ -38,7 +38,7 @@
  *   {"copied": {}}                the slot is needed no longer                     save
  *   {"saved": {"id", "step", "branch", "root", "path", "bytes", "readback": "direct"|"cache",
  * "signer", "catalogued": bool, "already": bool, "over_bytes": beyond keep_bytes, "stale": the
- * weights of the one before, "ms_write", "ms_total"}}    save
+ * weights of the one before, "ms_write", "ms_total", "ms_cpu"}}    save
  *   {"scrub": {"id": begun, "bytes_done", "bytes_total"}}         verify, scrub: now and then
  *   {"verified": {"id", "ok": bool, "state", "text", "bytes"}}    verify, scrub: each
  *   {"sampled": {"path", "id", "step"}}                                            sample

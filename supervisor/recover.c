@@ -23,8 +23,8 @@ uint64_t interval_steps(const struct supervisor *sup)
 	const struct config *config = &sup->config;
 	double steps = INTERVAL_STEPS_DEFAULT;
 
-	if (config->interval > 0 && sup->shown.step_ns > 0)
-		steps = (double)config->interval * 1e9 / sup->shown.step_ns;
+	if (saver_interval_ns(sup) > 0 && sup->shown.step_ns > 0)
+		steps = (double)saver_interval_ns(sup) / sup->shown.step_ns;
 	if (config->interval_steps > 0 && (double)config->interval_steps < steps)
 		steps = (double)config->interval_steps;
 	return steps < 1 ? 1 : steps > 1e12 ? UINT64_C(1000000000000) : (uint64_t)steps;

@@ -58,6 +58,7 @@ void request_pause(struct supervisor *sup, struct call *call, bool power)
 	} else {
 		sup_event(sup, "info", "pause", "pause was asked for");
 	}
+	sup->power_since_ns = power ? clock_monotonic_ns() : 0;
 	set_wanted(sup, WANTED_PAUSED, power);
 	settle_later(sup, call, FSM_PAUSED);
 	sup_dispatch(sup, FSM_PAUSE);
@@ -77,6 +78,19 @@ void request_resume(struct supervisor *sup, struct call *call, bool only_power)
 	}
 	settle_later(sup, call, FSM_STATE_COUNT);
 	sup_settle(sup);
+}
+
+void requests_tick(struct supervisor *sup, nsec_t now_ns)
+{
+	nsec_t most_ns = sup->config.power_pause_max * NSEC_PER_SEC;
+
+	if (!sup->run.power_paused || sup->power_since_ns == 0 || most_ns == 0 ||
+		now_ns - sup->power_since_ns < most_ns)
+		return;
+	sup->power_since_ns = 0;
+	sup_event(sup, "warning", "power-pause-over",
+		"nobody said that power is back within power_pause_max: going on");
+	request_resume(sup, NULL, true);
 }
 
 void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now)

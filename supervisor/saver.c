@@ -15,10 +15,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SAVER_NICE 10
 #define RETRY_NS (5 * NSEC_PER_SEC)
 #define RETRY_MAX_NS (300 * NSEC_PER_SEC)
+#define COST_SMOOTHING 0.3
+#define COST_SECONDS_MAX 3600.0
 #define LIMIT_NS (120 * NSEC_PER_SEC) /* and a second for each 4 MiB */
 #define LIMIT_BYTES_PER_SECOND ((uint64_t)4 << 20)
 
@@ -82,6 +85,12 @@ static void answer_joined(struct supervisor *sup, bool good, bool already)
 
 /* -- start -- */
 
+/* What saves have cost the training loop in all. */
+static double stalled_ms(const struct supervisor *sup)
+{
+	return (double)atomic_load(&sup->progress->stall_total_ns) * 1e-6;
+}
+
 /* Both are on the line, and a line has one state at each step. */
 static bool is_saved(const struct supervisor *sup, const struct state_record *record)
 {
@@ -109,6 +118,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	saver->joined = saver->next;
 	saver->next = NULL;
 	saver->attempt++;
+	saver->stalled_ms = stalled_ms(sup);
 	worker_options(sup, &options);
 	options.state_fd = sup->memory.fd;
 	options.nice = saver->foreground ? 0 : SAVER_NICE;
@@ -235,6 +245,34 @@ static void note_stale(struct supervisor *sup, bool stale)
 			(unsigned long long)record->update_count);
 }
 
+/* A processor that saves does not train; a slot that is held may make training wait. */
+static void learn_cost(struct supervisor *sup, double cpu_ms, double stall_ms)
+{
+	struct saver *saver = &sup->saver;
+	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+	double threads = sup->config.threads > 0 ? (double)sup->config.threads
+		: processors > 0                 ? (double)processors
+						 : 1;
+	double cost = (cpu_ms / threads + stall_ms) / 1e3;
+	double watched = sup->outage.since_wall_ns > 0
+		? (double)(clock_wall_ns() - sup->outage.since_wall_ns) / 1e9
+		: 0;
+
+	if (!(cost > 0) || cost > COST_SECONDS_MAX)
+		return;
+	if (saver->cost_seconds > 0)
+		cost = saver->cost_seconds + COST_SMOOTHING * (cost - saver->cost_seconds);
+	saver->cost_seconds = cost;
+	struct interval_facts facts = {.cost_seconds = cost,
+		.watched_seconds = watched,
+		.losses = sup->outage.memory_losses,
+		.save_bytes = sup->memory.header.block_bytes,
+		.budget_gb_per_day = sup->config.write_budget};
+
+	saver->auto_ns = interval_auto_ns(&facts);
+	sup->revision++;
+}
+
 static void take_saved(struct supervisor *sup, const json_t *body)
 {
 	struct saver *saver = &sup->saver;
@@ -256,6 +294,9 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	saver->got_saved = true;
 	saver->already = json_get_bool(body, "already", false);
 	saver->last_ms = (int64_t)json_get_real(body, "ms_total", 0);
+	if (!saver->already)
+		learn_cost(
+			sup, json_get_real(body, "ms_cpu", 0), stalled_ms(sup) - saver->stalled_ms);
 	newest->known = true;
 	newest->step = saver->record.step;
 	newest->branch = saver->record.branch;
@@ -386,14 +427,20 @@ const struct child_handlers saver_handlers = {
 
 /* -- when -- */
 
+nsec_t saver_interval_ns(const struct supervisor *sup)
+{
+	return sup->config.interval == CONFIG_AUTO ? sup->saver.auto_ns
+						   : sup->config.interval * NSEC_PER_SEC;
+}
+
 double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns)
 {
 	const struct saver *saver = &sup->saver;
-	nsec_t due_ns = saver->last_end_ns + sup->config.interval * NSEC_PER_SEC;
+	nsec_t due_ns = saver->last_end_ns + saver_interval_ns(sup);
 
 	if (saver->failures > 0)
 		due_ns = saver->retry_ns;
-	else if (sup->config.interval == 0 || sup->state != FSM_TRAINING)
+	else if (saver_interval_ns(sup) == 0 || sup->state != FSM_TRAINING)
 		return -1;
 	return due_ns > now_ns ? (double)(due_ns - now_ns) / 1e9 : 0;
 }
@@ -412,8 +459,8 @@ static bool is_due(const struct supervisor *sup, nsec_t now_ns)
 	uint64_t base = sup->newest.known ? sup->newest.step : 0;
 	uint64_t step = atomic_load(&sup->progress->step);
 	struct state_record record;
-	bool by_time = config->interval > 0 &&
-		now_ns - saver->last_end_ns >= config->interval * NSEC_PER_SEC;
+	bool by_time = saver_interval_ns(sup) > 0 &&
+		now_ns - saver->last_end_ns >= saver_interval_ns(sup);
 	bool by_steps = config->interval_steps > 0 && sup->trainer_ready && step > base &&
 		step - base >= (uint64_t)config->interval_steps;
 
@@ -432,7 +479,7 @@ static void watch_saver(struct supervisor *sup, nsec_t now_ns)
 		(nsec_t)(sup->memory.header.block_bytes / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
 
 	CHECK(saver->in_flight && child_alive(&saver->child));
-	if (sup->config.interval > 0 && age_ns > sup->config.interval * NSEC_PER_SEC / 2)
+	if (saver_interval_ns(sup) > 0 && age_ns > saver_interval_ns(sup) / 2)
 		raise_priority(sup);
 	if (age_ns > limit_ns && !saver->child.hang) {
 		saver->child.hang = true;

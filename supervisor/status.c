@@ -123,8 +123,14 @@ static json_t *save_json(const struct supervisor *sup, nsec_t now_ns)
 	double next = saver_next_seconds(sup, now_ns);
 	struct progress *progress = sup->progress;
 
-	return json_pack("{s:b, s:o, s:o, s:o, s:I, s:f, s:f, s:f}", "in_flight",
-		sup->saver.in_flight, "last_ms",
+	nsec_t interval_ns = saver_interval_ns(sup);
+
+	return json_pack("{s:b, s:o, s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:f}", "in_flight",
+		sup->saver.in_flight, "interval_seconds",
+		interval_ns > 0 ? json_real((double)interval_ns / 1e9) : json_null(),
+		"cost_seconds",
+		sup->saver.cost_seconds > 0 ? json_real(sup->saver.cost_seconds) : json_null(),
+		"last_ms",
 		sup->saver.last_ms >= 0 ? json_real((double)sup->saver.last_ms) : json_null(),
 		"last_error", text_json(sup->saver.last_error), "next_seconds",
 		next >= 0 ? json_real(next) : json_null(), "stalls",

@@ -397,6 +397,7 @@ static void on_tick(uv_timer_t *timer)
 	mirror_tick(sup, now_ns);
 	methods_tick(sup, now_ns);
 	outages_tick(sup, now_ns);
+	requests_tick(sup, now_ns);
 	if (sup->poll_ns > 0 && now_ns >= sup->poll_ns &&
 		(sup->state == FSM_STARTING || sup->state == FSM_WAITING))
 		open_run(sup);
@@ -441,6 +442,7 @@ static void init_fields(struct supervisor *sup)
 	sup->run_fd = sup->lock_fd = -1;
 	sup->saver.last_ms = -1;
 	sup->saver.last_end_ns = sup->begun_ns;
+	sup->saver.auto_ns = INTERVAL_MIN_NS;
 	sup->shown.loss = sup->shown.holdout_loss = NAN;
 	sup->revision = 1;
 	ladder_init(&sup->ladder);

@@ -22,6 +22,7 @@
 #include "supervisor/books.h"
 #include "supervisor/child.h"
 #include "supervisor/fsm.h"
+#include "supervisor/interval.h"
 #include "supervisor/ledger.h"
 #include "supervisor/notify.h"
 #include "supervisor/obituary.h"
@@ -79,6 +80,9 @@ struct saver {
 	nsec_t retry_ns;            /* not before; monotonic */
 	int64_t last_ms;            /* duration of the last good one, -1: none */
 	nsec_t last_end_ns;         /* monotonic, of the last good one */
+	double cost_seconds;        /* smoothed: training time that a save takes; 0: not known */
+	double stalled_ms;          /* stalls of the loop when this one began */
+	nsec_t auto_ns;             /* what `interval = auto` means now */
 	char last_error[TEXT_MAX];
 	bool wanted;                /* somebody asked: as soon as the one in flight is over */
 	struct call *joined, *next; /* calls that wait for this one, for a later one */
@@ -168,6 +172,7 @@ struct supervisor {
 	bool config_refused_at_start;
 
 	bool has_run;
+	nsec_t power_since_ns; /* of a power pause; monotonic, 0: none */
 	struct run run;
 	char run_dir[PATH_MAX];
 	int run_fd, lock_fd, null_fd;
@@ -329,6 +334,8 @@ void final_save_begin(struct supervisor *sup);
 /* The limit of stop_timeout, unless it runs already. */
 void final_save_limit(struct supervisor *sup);
 void final_save_step(struct supervisor *sup);
+/* The time between saves that is in force; 0: none by time. */
+nsec_t saver_interval_ns(const struct supervisor *sup);
 /* Seconds to the next save by interval, or -1. */
 double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns);
 void storage_note(struct supervisor *sup, bool good, const char *text);
@@ -378,6 +385,8 @@ void scrub_ask_history(struct supervisor *sup);
 /* -- requests.c -- */
 void request_pause(struct supervisor *sup, struct call *call, bool power);
 void request_resume(struct supervisor *sup, struct call *call, bool only_power);
+/* The end of a power pause that nobody ends. */
+void requests_tick(struct supervisor *sup, nsec_t now_ns);
 void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now);
 /* SIGTERM, SIGINT: ends the daemon, wanted stays. */
 void request_exit(struct supervisor *sup);

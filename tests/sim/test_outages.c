@@ -77,6 +77,28 @@ static void a_pause_is_planned(void **state)
 	json_decref(reply);
 }
 
+/* A UPS whose second message never comes does not stop the run for ever. */
+static void p5_a_power_pause_ends_by_itself(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "power_pause_max=1");
+	sim_start(fx);
+	sim_await_only(fx, "training", 5, 0);
+	sim_call_good(fx, "PowerFail", NULL);
+	json_t *now = sim_await(fx, "paused", 5, 0);
+	int64_t step = sim_number(now, "step");
+
+	assert_int_equal(sim_newest_step(now), step); /* saved before it paused */
+	json_decref(now);
+	sim_await_only(fx, "training", step + 3, 0);
+	assert_true(sim_told(fx, "power-pause-over"));
+	json_t *row = last_outage(fx, 1);
+
+	expect_outage(row, "power failure", true, false);
+	json_decref(row);
+}
+
 /* Saves, then goes on until so many steps would have to be done again. */
 static int64_t save_and_go_on(struct fixture *fx, int64_t steps)
 {
@@ -175,6 +197,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		SIM_TEST(a_crash_is_an_outage_until_the_next_new_step),
 		SIM_TEST(a_pause_is_planned),
+		SIM_TEST(p5_a_power_pause_ends_by_itself),
 		SIM_TEST(p3_a_killed_supervisor_is_told_with_its_cost),
 		SIM_TEST(a_power_cut_is_recognised_and_its_cost_told),
 		SIM_TEST(a_clean_end_is_no_fault),

@@ -107,6 +107,28 @@ static void test_p9_numbers_are_numbers(void **unused)
 	assert_int_equal(config.seed, 9007199254740991);
 }
 
+static void test_a_number_may_be_auto_where_that_means_something(void **unused)
+{
+	struct config config, again;
+	struct error err;
+	char text[CONFIG_TEXT_MAX];
+
+	config_defaults(&config);
+	assert_int_equal(config.interval, CONFIG_AUTO);
+	config_value_text(&config, config_key_find("interval"), text);
+	assert_string_equal(text, "auto");
+	again = config;
+	assert_int_equal(config_set(&again, "interval", text, "--set", &err), 0);
+	assert_true(config_value_equal(&config, &again, config_key_find("interval")));
+	assert_int_equal(config_set(&config, "interval", "90", "--set", &err), 0);
+	assert_int_equal(config.interval, 90);
+	assert_int_equal(config_set(&config, "interval", "-1", "--set", &err), -EINVAL);
+	assert_says(&err, "--set: interval = -1: give auto, or 0 to 604800 seconds");
+	assert_int_equal(config_set(&config, "interval", "automatic", "--set", &err), -EINVAL);
+	assert_says(&err, "give auto, or a whole number of seconds");
+	assert_int_equal(config_set(&config, "threads", "auto", "--set", &err), -EINVAL);
+}
+
 static void test_p9_text_is_bounded_and_plain(void **unused)
 {
 	static const char *const bad[] = {"a\nb", "a\x7f", " a", "a ", ";a", "a ;b"};
@@ -349,6 +371,7 @@ int main(void)
 		cmocka_unit_test(test_a_file),
 		cmocka_unit_test(test_p9_errors_name_place_and_fix),
 		cmocka_unit_test(test_p9_numbers_are_numbers),
+		cmocka_unit_test(test_a_number_may_be_auto_where_that_means_something),
 		cmocka_unit_test(test_p9_text_is_bounded_and_plain),
 		cmocka_unit_test(test_what_is_written_reads_back),
 		cmocka_unit_test(test_the_sample_file_is_up_to_date),
