@@ -436,8 +436,8 @@ static int take_reload(struct trainer *trainer)
 	int r = read_reload(trainer, &config, &choice, &err);
 
 	if (r < 0) {
-		worker_event(&worker->link, "reload", "warning", trainer->record.step,
-			"reload refused: %s", err.text);
+		(void)worker_link_send(
+			&worker->link, json_pack("{s:{s:s}}", "reload_refused", "text", err.text));
 		return 0;
 	}
 	changed = record_changes(

@@ -32,6 +32,7 @@
  *   {"ready": {"step", "branch", "from": "memory"|"checkpoint"|"scratch", "checkpoint": id|"",
  *              "engine", "engine_reason", "plan_bytes"}}                           trainer
  *   {"plan": {"engine", "engine_reason", "plan_bytes"}}          trainer, after a reload
+ *   {"reload_refused": {"text"}}   trainer: it goes on with what it has
  *   {"event": {"kind": text, "level": "info"|"warning"|"error", "step": N, "text": one line}}
  *   {"preview": {"step", "path"}}                                                  trainer
  *   {"finished": {"step"}}        steps_total is reached; exit code follows

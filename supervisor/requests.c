@@ -220,6 +220,31 @@ static uint32_t count_differences(
 	return count;
 }
 
+static void write_last_good(struct supervisor *sup)
+{
+	if (!sup->has_run)
+		return;
+	struct last_good_job *last_good = books_job(
+		sizeof(*last_good), books_last_good_work, on_last_good, sup);
+
+	last_good->config = sup->config;
+	books_give(&sup->ledger, last_good);
+}
+
+void reload_refused(struct supervisor *sup, const char *why)
+{
+	/* Only once: without another reload there is nothing to go back to. */
+	if (sup->config_replaced.steps_total == 0)
+		return;
+	sup->config = sup->config_replaced;
+	sup->config_replaced.steps_total = 0;
+	sup->config_last_good = true;
+	snprintf(sup->config_text, sizeof(sup->config_text), "%s", why);
+	write_last_good(sup);
+	trainer_forget_pace(sup);
+	sup_event(sup, "error", "reload", "reload refused, all stays as it was: %s", why);
+}
+
 static void apply_config(
 	struct supervisor *sup, const struct config *config, char *text, size_t size)
 {
@@ -229,6 +254,7 @@ static void apply_config(
 	enum log_level level;
 
 	CHECK(config->steps_total > 0 && config->hang_timeout > 0);
+	sup->config_replaced = sup->config;
 	sup->config = *config;
 	sup->config_last_good = sup->config_refused_at_start = false;
 	sup->config_text[0] = '\0';
@@ -238,13 +264,7 @@ static void apply_config(
 	if (child_alive(&sup->trainer))
 		child_send(&sup->trainer,
 			json_pack("{s:{s:o}}", "reload", "config", json_from_config(config)));
-	if (sup->has_run) {
-		struct last_good_job *last_good = books_job(
-			sizeof(*last_good), books_last_good_work, on_last_good, sup);
-
-		last_good->config = *config;
-		books_give(&sup->ledger, last_good);
-	}
+	write_last_good(sup);
 	snprintf(text, size, "%u schedule and %u free keys changed", schedule, free_keys);
 	sup_event(sup, "info", "reload", "configuration read again: %s", text);
 	if (sup->state == FSM_FAILED || (sup->state == FSM_FINISHED && longer))

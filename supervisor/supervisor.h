@@ -166,7 +166,9 @@ struct supervisor {
 	uint32_t event_first, event_count;
 	bool dispatching;
 
-	struct config config; /* in force */
+	struct config config;          /* in force */
+	struct config config_replaced; /* by a reload that the trainer may still refuse; steps_total
+					* is 0 when there is none */
 	bool config_last_good;
 	char config_text[ERROR_TEXT_MAX]; /* why the file is not in force */
 	bool config_refused_at_start;
@@ -393,6 +395,8 @@ void request_exit(struct supervisor *sup);
 void request_rollback(struct supervisor *sup, struct call *call, const char *id);
 void request_keep(struct supervisor *sup, struct call *call, const char *id, bool keep);
 void request_reload(struct supervisor *sup, struct call *call);
+/* The trainer cannot do what was asked for: back to what it does. */
+void reload_refused(struct supervisor *sup, const char *why);
 
 /* -- status.c -- */
 json_t *status_json(const struct supervisor *sup);

@@ -111,6 +111,7 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 
 	CHECK(child_alive(&sup->trainer) && sup->has_memory);
 	sup->trainer_ready = true;
+	sup->config_replaced.steps_total = 0;
 	sup->resume_disk = false;
 	sup->start_delay_ns = 0;
 	sup->trouble[0] = '\0';
@@ -134,6 +135,9 @@ static void on_message(struct child *child, const char *name, json_t *body)
 		take_ready(sup, body);
 	} else if (strcmp(name, "plan") == 0) {
 		take_plan(sup, body);
+		sup->config_replaced.steps_total = 0;
+	} else if (strcmp(name, "reload_refused") == 0) {
+		reload_refused(sup, json_get_text(body, "text", ""));
 	} else if (strcmp(name, "event") == 0) {
 		worker_event(sup, body);
 	} else if (strcmp(name, "finished") == 0) {
@@ -289,6 +293,8 @@ static void follow_end(struct supervisor *sup, const struct obituary *obituary, 
 		if (sup->options.strict) {
 			log_error("%s", sup->trouble);
 			sup->exit_code = LINK_EXIT_CONFIG;
+		} else {
+			reload_refused(sup, sup->trouble);
 		}
 		sup_dispatch(sup, FSM_CONFIG);
 		if (sup->options.strict)

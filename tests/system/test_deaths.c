@@ -125,6 +125,30 @@ static void p11_the_status_names_the_engine_also_after_a_reload(void **unused)
 	rig_close(&rig);
 }
 
+/* What the trainer cannot do is not what the next one is started with. */
+static void p9_a_reload_that_the_trainer_refuses_changes_nothing(void **unused)
+{
+	struct rig rig;
+	char text[256];
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a trainer at work", is_training, 0);
+	rig_set(&rig, "engine", "amx");
+	json_decref(rig_call(&rig, "Reload", NULL, NULL));
+	assert_true(rig_event(&rig, "reload", "reload refused, all stays as it was", 0, text) > 0);
+	{
+		AUTO_JSON config = rig_call(&rig, "Config", NULL, NULL);
+
+		assert_string_equal(
+			json_get_text(json_object_get(config, "config"), "engine", ""), "auto");
+	}
+	kill(rig_worker(&rig, "train"), SIGKILL);
+	rig_wait(&rig, "a restart", has_restarted, 1);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
 /* Every trainer dies at step 30, whatever it starts from. */
 static void p5_a_restart_loop_climbs_slows_down_and_never_ends(void **unused)
 {
@@ -186,6 +210,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p3_after_sigkill_the_very_next_step_follows),
+		cmocka_unit_test(p9_a_reload_that_the_trainer_refuses_changes_nothing),
 		cmocka_unit_test(p5_a_restart_loop_climbs_slows_down_and_never_ends),
 		cmocka_unit_test(p11_the_last_numbers_are_kept_and_shown),
 		cmocka_unit_test(p11_the_status_names_the_engine_also_after_a_reload),

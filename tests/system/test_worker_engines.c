@@ -157,9 +157,9 @@ static void a_reload_changes_the_engine_between_two_steps(void **unused)
 		AUTO_JSON plan = NULL;
 
 		assert_int_equal(frame_send(child.link, refused, 0), 0);
-		event = child_frame(&child, "event");
-		assert_non_null(strstr(json_get_text(event, "text", ""),
-			"reload refused: engine = amx cannot run here"));
+		event = child_frame(&child, "reload_refused");
+		assert_non_null(strstr(
+			json_get_text(event, "text", ""), "engine = amx cannot run here"));
 		assert_int_equal(frame_send(child.link, taken, 0), 0);
 		plan = child_frame(&child, "plan");
 		assert_string_equal(json_get_text(plan, "engine", ""), "openblas");

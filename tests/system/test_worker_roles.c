@@ -612,8 +612,7 @@ static void a_reload_takes_schedule_keys_between_two_steps(void **unused)
 		AUTO_JSON event = NULL;
 
 		assert_int_equal(frame_send(child.link, refused, 0), 0);
-		event = child_frame(&child, "event");
-		assert_string_equal(json_get_text(event, "kind", ""), "reload");
+		event = child_frame(&child, "reload_refused");
 		assert_non_null(strstr(json_get_text(event, "text", ""), "seed"));
 		assert_int_equal(frame_send(child.link, taken, 0), 0);
 		json_decref(event);
