@@ -69,20 +69,30 @@ static int fill(struct worker_link *link, struct error *err)
 	return 1;
 }
 
+static int take_buffered(struct worker_link *link, struct error *err)
+{
+	json_t *frame;
+	int r;
+
+	while ((r = frame_next(&link->reader, &frame, err)) > 0) {
+		take(link, frame);
+		json_decref(frame);
+	}
+	return r;
+}
+
 int worker_link_poll(struct worker_link *link, int timeout_ms, struct error *err)
 {
 	struct pollfd ready = {.fd = link->fd, .events = POLLIN};
-	int r;
+	/* A command that came right behind the start frame is in the reader already. */
+	int r = take_buffered(link, err);
 
+	if (r < 0)
+		return r;
 	if (timeout_ms > 0)
 		poll(&ready, 1, timeout_ms);
 	while ((r = fill(link, err)) > 0) {
-		json_t *frame;
-
-		while ((r = frame_next(&link->reader, &frame, err)) > 0) {
-			take(link, frame);
-			json_decref(frame);
-		}
+		r = take_buffered(link, err);
 		if (r < 0)
 			return r;
 	}

@@ -231,6 +231,22 @@ static void flip(struct play *play, size_t offset)
 	((uint8_t *)state_section(&play->state, record.slot, 0))[offset] ^= 4;
 }
 
+/* The worker is still on its way up: both come to it at once. */
+static void a_stop_right_behind_the_start_is_heard(void **unused)
+{
+	struct config config = play_tiny_config();
+	AUTO_JSON stop = json_pack("{s:{}}", "stop");
+	struct play play;
+
+	config.steps_total = 100000;
+	play_begin(&play, &config, 3);
+	struct child child = play_start(&play, "train", "disk", NULL);
+
+	assert_int_equal(frame_send(child.link, stop, 0), 0);
+	child_expect_end(&child, LINK_EXIT_DONE);
+	play_close(&play);
+}
+
 static void p1_memory_that_does_not_match_its_sums_is_not_resumed(void **unused)
 {
 	struct config config = play_tiny_config();
@@ -659,6 +675,7 @@ int main(void)
 		cmocka_unit_test(p2_a_nonfinite_update_is_skipped_alike_after_kills),
 		cmocka_unit_test(nonfinite_updates_in_a_row_end_the_trainer),
 		cmocka_unit_test(stop_ends_after_the_step_and_previews_are_written),
+		cmocka_unit_test(a_stop_right_behind_the_start_is_heard),
 		cmocka_unit_test(p1_memory_that_does_not_match_its_sums_is_not_resumed),
 		cmocka_unit_test(p1_memory_that_changes_under_training_is_never_committed),
 		cmocka_unit_test(p1_a_corrupt_slot_is_not_saved),
