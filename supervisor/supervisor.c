@@ -65,6 +65,9 @@ uint64_t sup_step(const struct supervisor *sup)
 
 	if (memory_newest(sup, &record) == 0)
 		return record.step;
+	/* The state memory is not looked at yet: the page that systemd kept beside it knows. */
+	if (sup->stored_state_fd >= 0)
+		return atomic_load(&sup->progress->step);
 	return sup->newest.known ? sup->newest.step : 0;
 }
 
