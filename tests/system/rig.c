@@ -111,7 +111,7 @@ static void make_dir(struct rig *rig)
 	name_paths(rig);
 }
 
-static void apply_settings(struct rig *rig, const char *settings)
+void rig_settings(struct rig *rig, const char *settings)
 {
 	static const char tiny[] = "image_size=8 channels=16,16 down_blocks=Down,AttnDown "
 				   "up_blocks=AttnUp,Up head_dim=8 groups=4 batch_size=4 "
@@ -138,7 +138,7 @@ void rig_open(struct rig *rig, const char *settings)
 	make_dir(rig);
 	config_defaults(&rig->config);
 	name_paths(rig);
-	apply_settings(rig, settings);
+	rig_settings(rig, settings);
 	fd = run_open_dir(rig->run_dir, true, &err);
 	if (fd < 0 || run_create(fd, &rig->config, &run, &err) < 0)
 		fail_msg("%s", err.text);

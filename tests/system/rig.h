@@ -24,6 +24,8 @@ struct rig {
 /* A net of a few milliseconds a step; settings: "key=value" words that change it. Creates the run.
  */
 void rig_open(struct rig *rig, const char *settings);
+/* Writes rig->conf: that net, changed by the settings. */
+void rig_settings(struct rig *rig, const char *settings);
 /* Ends what still runs and removes the folder. */
 void rig_close(struct rig *rig);
 /* A second rig with a copy of the run folder, which must be at rest. */
