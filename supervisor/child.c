@@ -292,8 +292,8 @@ void child_send(struct child *child, json_t *frame)
 static bool keep_variable(const char *entry)
 {
 	static const char *const ours[] = {"NOTIFY_SOCKET=", "LISTEN_FDS=", "LISTEN_PID=",
-		"LISTEN_FDNAMES=", "WATCHDOG_USEC=", "WATCHDOG_PID=", "CREDENTIALS_DIRECTORY=",
-		"JOURNAL_STREAM=", "OMP_NUM_THREADS=", "OPENBLAS_NUM_THREADS=", "GOMP_SPINCOUNT="};
+		"LISTEN_FDNAMES=", "WATCHDOG_USEC=", "WATCHDOG_PID=", "JOURNAL_STREAM=",
+		"OMP_NUM_THREADS=", "OPENBLAS_NUM_THREADS=", "GOMP_SPINCOUNT="};
 
 	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
 		if (strncmp(entry, ours[i], strlen(ours[i])) == 0)
