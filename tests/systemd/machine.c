@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -251,7 +252,11 @@ static pid_t spawn_nspawn(const struct machine *machine)
 	char local[160], output[96];
 	const char *words[] = {"systemd-nspawn", "--quiet", "-D", machine->root, "--register=no",
 		"--console=read-only", "--boot", "--bind-ro=/usr", local,
-		"--bind-ro=/etc/alternatives", machine->cgroup[0] ? "--keep-unit" : NULL, NULL};
+		"--bind-ro=/etc/alternatives",
+		/* Its own filter would hide what the service's lets through. */
+		"--system-call-filter=seccomp landlock_create_ruleset landlock_add_rule "
+		"landlock_restrict_self",
+		machine->cgroup[0] ? "--keep-unit" : NULL, NULL};
 
 	snprintf(local, sizeof(local), "--bind-ro=%s:/usr/local", machine->local);
 	snprintf(output, sizeof(output), "%s/console", machine->dir);
@@ -467,6 +472,22 @@ static pid_t pid_here(const struct machine *machine, pid_t inside)
 	}
 	closedir(proc);
 	return found;
+}
+
+bool machine_sets_limits(const struct machine *machine)
+{
+	char path[64], line[256];
+	unsigned long long capabilities = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)machine->leader);
+	FILE *file = fopen(path, "re");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "CapEff: %llx", &capabilities) == 1)
+			break;
+	if (file)
+		fclose(file);
+	return capabilities >> CAP_SYS_RESOURCE & 1;
 }
 
 pid_t instance_pid(struct machine *machine, const char *name)

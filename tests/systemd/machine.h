@@ -36,6 +36,10 @@ void machine_expect(struct machine *machine, const char *const *words);
 /* Writes a file inside; its folders are made. */
 void machine_write(struct machine *machine, const char *path, const char *text, mode_t mode);
 
+/* Whether its process 1 may raise limits and lower OOM scores: not where this machine's root lacks
+ * CAP_SYS_RESOURCE. Then LimitNICE= and OOMScoreAdjust= are without effect. */
+bool machine_sets_limits(const struct machine *machine);
+
 /* -- instances -- */
 
 /* Makes the run of ckptd@NAME, with a net of a few milliseconds a step that settings change ("key=

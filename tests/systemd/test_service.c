@@ -118,7 +118,6 @@ static void p3_a_killed_supervisor_loses_no_step(void **state)
 	instance_start(machine, &rig, "killed", ENDLESS);
 	for (int round = 0; round < 3; round++) {
 		int64_t seen = rig_last_event(&rig), step = rig_step(&rig);
-		AUTO_JSON status = rig_status(&rig);
 		pid_t pid = rig.supervisor = instance_pid(machine, "killed");
 		pid_t trainer = rig_worker(&rig, "train");
 
