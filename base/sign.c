@@ -157,8 +157,9 @@ static int find_key(const char *where, char path[PATH_MAX], struct error *err)
 	}
 	if (dir == NULL)
 		return error_set(err, -ENOENT,
-			"signing key %s: there are no credentials; give LoadCredential=%s:PATH in "
-			"the unit",
+			"signing key %s: there are no credentials: see SIGNING in ckptd(8), or "
+			"give "
+			"LoadCredential=%s:PATH in the unit",
 			where, name);
 	if (name[0] == '\0' || strchr(name, '/') != NULL)
 		return error_set(

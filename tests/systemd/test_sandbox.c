@@ -419,6 +419,34 @@ static void p10_both_processes_are_confined(void **state)
 	RUN_OK(machine, "systemctl", "stop", "ckptd@confined");
 }
 
+/* -- who may -- */
+
+/* The groups and users as the service sees them: it has a user namespace of its own. */
+static void p10_the_group_may_look_root_and_the_user_may_change(void **state)
+{
+	static const struct {
+		const char *user, *group;
+		int look, change;
+	} rows[] = {{"root", "root", 0, 0}, {"ckptd", "ckptd", 0, 0}, {"nobody", "ckptd", 0, 4},
+		{"nobody", "nogroup", 4, 4}};
+	struct machine *machine = machine_of(state);
+	char user[32], group[32];
+	struct rig rig;
+
+	instance_start(machine, &rig, "who", ENDLESS);
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+		snprintf(user, sizeof(user), "--reuid=%s", rows[i].user);
+		snprintf(group, sizeof(group), "--regid=%s", rows[i].group);
+		assert_int_equal(RUN(machine, "setpriv", user, group, "--clear-groups", "ckptctl",
+					 "--instance", "who", "status"),
+			rows[i].look);
+		assert_int_equal(RUN(machine, "setpriv", user, group, "--clear-groups", "ckptctl",
+					 "--instance", "who", "save"),
+			rows[i].change);
+	}
+	RUN_OK(machine, "systemctl", "stop", "ckptd@who");
+}
+
 /* -- a key as a credential -- */
 
 static bool is_failed(const json_t *status, int64_t value)
@@ -468,6 +496,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(p10_the_score_is_bounded),
 		cmocka_unit_test(p10_what_is_denied_is_denied),
 		cmocka_unit_test(p10_both_processes_are_confined),
+		cmocka_unit_test(p10_the_group_may_look_root_and_the_user_may_change),
 		cmocka_unit_test(p11_the_signing_key_is_a_credential),
 	};
 
