@@ -38,12 +38,12 @@ static char lack[256]; /* why there is no machine */
 
 /* -- processes of this machine -- */
 
-/* In the child: output to a file, no input, ends with the test. */
-static void exec_words(const char *const *words, const char *output)
+/* In the child: output to a file, no input, gets a signal when the test ends. */
+static void exec_words(const char *const *words, const char *output, int at_end)
 {
 	int fd = open(output, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	prctl(PR_SET_PDEATHSIG, at_end);
 	dup2(open("/dev/null", O_RDONLY | O_CLOEXEC), STDIN_FILENO);
 	dup2(fd, STDOUT_FILENO);
 	dup2(fd, STDERR_FILENO);
@@ -56,7 +56,7 @@ static pid_t spawn(const char *const *words, const char *output)
 	pid_t pid = fork();
 
 	if (pid == 0)
-		exec_words(words, output);
+		exec_words(words, output, SIGKILL);
 	return pid;
 }
 
@@ -267,7 +267,8 @@ static pid_t spawn_nspawn(const struct machine *machine)
 			enter_cgroup(machine);
 		/* Only the unified hierarchy tells a container that a group is empty. */
 		setenv("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1", 1);
-		exec_words(words, output);
+		/* Killed, it would leave its container behind; by this it powers that off. */
+		exec_words(words, output, SIGTERM);
 	}
 	return pid;
 }
@@ -368,7 +369,8 @@ int machine_teardown(void **state)
 		/* What a power button does; the runs save. */
 		if (machine->leader > 0)
 			RUN(machine, "systemctl", "poweroff", "--no-block");
-		wait_end(machine->nspawn);
+		if (wait_end(machine->nspawn) == -ETIMEDOUT && machine->leader > 0)
+			kill(machine->leader, SIGKILL);
 	}
 	if (machine->cgroup[0])
 		nftw(machine->cgroup, remove_cgroup, 16, FTW_DEPTH | FTW_PHYS);
