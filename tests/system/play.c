@@ -310,3 +310,18 @@ json_t *play_save(struct play *play)
 	play->created = false;
 	return saved;
 }
+
+int process_seccomp(pid_t pid)
+{
+	char path[64], line[256];
+	FILE *file;
+	int mode = -1;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+	file = fopen(path, "re");
+	assert_non_null(file);
+	while (fgets(line, sizeof(line), file))
+		(void)sscanf(line, "Seccomp: %d", &mode);
+	fclose(file);
+	return mode;
+}

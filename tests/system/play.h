@@ -71,6 +71,9 @@ json_t *play_save(struct play *play);
 json_t *child_frame(struct child *child, const char *name);
 /* Waits for the end; a signal gives minus its number. The last of stderr goes to tail. */
 int child_end(struct child *child, char tail[TAIL_MAX]);
+/* The seccomp mode of a process as the kernel says it: 0 none, 2 a filter; -1 where it says none.
+ */
+int process_seccomp(pid_t pid);
 void child_expect_end(struct child *child, int code);
 
 /* Digest of the four sections and the counters of the newest record, at steps_total. */

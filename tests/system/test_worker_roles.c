@@ -645,7 +645,7 @@ static void a_reload_takes_schedule_keys_between_two_steps(void **unused)
 	play_close(&play);
 }
 
-static void last_words_name_the_signal(void **unused)
+static void a_confined_trainers_last_words_name_the_signal(void **unused)
 {
 	struct config config = play_tiny_config();
 	struct child child;
@@ -655,6 +655,7 @@ static void last_words_name_the_signal(void **unused)
 	config.steps_total = 1000000;
 	play_begin(&play, &config, 3);
 	child = play_trainer(&play, "disk", "scratch", NULL);
+	assert_int_equal(process_seccomp(child.pid), 2);
 	kill(child.pid, SIGABRT);
 	assert_int_equal(child_end(&child, tail), -SIGABRT);
 	assert_non_null(strstr(tail, "ckptd-worker train: SIGABRT"));
@@ -686,7 +687,7 @@ int main(void)
 		cmocka_unit_test(verify_and_sample_answer_from_a_checkpoint),
 		cmocka_unit_test(a_class_model_is_saved_resumed_and_sampled),
 		cmocka_unit_test(a_reload_takes_schedule_keys_between_two_steps),
-		cmocka_unit_test(last_words_name_the_signal),
+		cmocka_unit_test(a_confined_trainers_last_words_name_the_signal),
 	};
 
 	setenv("GOMP_SPINCOUNT", "1000", 1);
