@@ -21,6 +21,7 @@
 #define VFS_NAME "ckptd"
 #define PATH_SIZE 4096
 #define METHODS_MAX 8
+#define SHM_PAGE 4096 /* what SQLite takes for one there */
 #define BESIDE_AT(size) (((size_t)(size) + 15) / 16 * 16)
 
 static sqlite3_vfs *unix_vfs;
@@ -67,8 +68,23 @@ static ssize_t call_pread(int fd, void *data, size_t size, off_t offset)
 	return got < 0 ? answer((int)got) : got;
 }
 
+/* SQLite makes the shared memory longer by one byte at the end of each new page, so that blocks are
+ * there before it stores through a mapping. Where blocks are smaller than pages that leaves holes,
+ * and a store into one on a full disk is a SIGBUS: the whole page is written instead. */
+static ssize_t fill_page(int fd, off_t offset)
+{
+	static const char zeros[SHM_PAGE];
+	ssize_t put = sys_db_pwrite(fd, zeros, sizeof(zeros), offset + 1 - SHM_PAGE);
+
+	if (put >= 0 && put < SHM_PAGE)
+		put = -ENOSPC;
+	return put < 0 ? answer((int)put) : 1;
+}
+
 static ssize_t call_pwrite(int fd, const void *data, size_t size, off_t offset)
 {
+	if (size == 1 && *(const char *)data == 0 && (offset + 1) % SHM_PAGE == 0)
+		return fill_page(fd, offset);
 	ssize_t put = sys_db_pwrite(fd, data, size, offset);
 
 	return put < 0 ? answer((int)put) : put;

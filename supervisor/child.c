@@ -478,6 +478,7 @@ void child_abort(struct child *child)
 		return;
 	CHECK(child->timer_for != CHILD_TIMER_DRAIN);
 	uv_process_kill(&child->process, SIGABRT);
+	uv_process_kill(&child->process, SIGCONT); /* one that is stopped takes no signal */
 	set_timer(child, CHILD_TIMER_ABORT, CHILD_ABORT_GRACE_MS);
 }
 

@@ -8,6 +8,7 @@
 struct heard {
 	int count;
 	enum sys_op_kind kinds[HEARD_MAX];
+	uint64_t sizes[HEARD_MAX];
 	char files[HEARD_MAX][32]; /* by the open that made fd */
 	char by_fd[256][32];
 };
@@ -19,6 +20,7 @@ static void hear(void *context, const struct sys_op *op)
 
 	assert_true(heard->count < HEARD_MAX && op->fd < 256);
 	heard->kinds[heard->count] = op->kind;
+	heard->sizes[heard->count] = op->size;
 	if (op->kind == SYS_OP_OPEN)
 		snprintf(heard->by_fd[op->fd], sizeof(heard->by_fd[0]), "%s",
 			slash != NULL ? slash + 1 : op->path);
@@ -88,6 +90,27 @@ static void a_database_hits_no_other_point(void **state)
 	sys_fault_plan(NULL);
 }
 
+/* With smaller blocks than pages, one byte a page leaves holes: on a full disk a store into one
+ * would end the process. */
+static void p7_shared_memory_has_no_holes(void **state)
+{
+	struct fixture *fx = *state;
+	struct heard heard = {0};
+	int pages = 0;
+
+	PASS(catalog_replace(fx->dir, fx->run_fd, NULL, NULL, &fx->err));
+	sys_trace_set(hear, &heard);
+	put_one(fx);
+	for (int i = 0; i < heard.count; i++) {
+		if (strcmp(heard.files[i], "catalog.sqlite-shm") != 0 ||
+			heard.kinds[i] != SYS_OP_WRITE)
+			continue;
+		assert_int_equal(heard.sizes[i], 4096);
+		pages++;
+	}
+	assert_true(pages > 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -95,6 +118,8 @@ int main(void)
 			fixture_setup_small, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			every_call_of_a_database_can_fail, fixture_setup_small, fixture_teardown),
+		cmocka_unit_test_setup_teardown(
+			p7_shared_memory_has_no_holes, fixture_setup_small, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			a_database_hits_no_other_point, fixture_setup_small, fixture_teardown),
 	};
