@@ -183,15 +183,23 @@ lint()
 # The user, the folder, a first configuration (never over one that is there), systemd's knowledge.
 settle_service()
 {
-	[ -e /etc/ckptd/cars.conf ] ||
+	new=false
+	[ -e /etc/ckptd/cars.conf ] || {
+		new=true
 		as_root install -D -m 644 etc/ckptd.conf /etc/ckptd/cars.conf
+	}
 	if command -v systemd-sysusers >/dev/null; then
 		as_root systemd-sysusers ckptd.conf
 		as_root systemd-tmpfiles --create ckptd.conf
 	fi
 	[ ! -d /run/systemd/system ] || as_root systemctl daemon-reload
-	echo "./do: edit /etc/ckptd/cars.conf (each /etc/ckptd/NAME.conf is a run), then, as root:"
-	echo "  ckptctl init --instance cars && systemctl enable --now ckptd@cars"
+	if $new; then
+		echo "./do: edit /etc/ckptd/cars.conf (each /etc/ckptd/NAME.conf is a run), then, as root:"
+		echo "  ckptctl init --instance cars && systemctl enable --now ckptd@cars"
+	else
+		echo "./do: runs go over to what is installed now, without losing a step, by:"
+		echo "  systemctl restart 'ckptd@*.service'"
+	fi
 }
 
 # Every instance ends, its last step saved, and no longer starts with the machine.
