@@ -6,7 +6,8 @@ cd "$(dirname "$0")"
 build=${BUILD:-build}
 packages='gcc libc6-dev meson ninja-build pkg-config libuv1-dev libsqlite3-dev libsodium-dev
 libopenblas-openmp-dev libjansson-dev libinih-dev libspng-dev libjpeg-dev libcmocka-dev'
-test_packages='e2fsprogs xfsprogs btrfs-progs systemd-container' # only where every test must run
+test_packages='e2fsprogs xfsprogs btrfs-progs systemd-container systemd qemu-system-x86
+mmdebstrap cpio' # only where every test must run
 fuzz_packages='clang libomp-dev'
 lint_packages='clang clang-format libomp-dev'
 
@@ -21,7 +22,8 @@ usage()
 	  test [NAME...]  all tests that need no special machine, or those named
 	                  (disk-full: the suite disk over every bit and call, about two hours;
 	                  crash-full: over 100,000 states that a power cut can leave, cuts-full: 1,200
-	                  cuts on ext4, xfs and btrfs, as root)
+	                  cuts on ext4, xfs and btrfs, vm-full: 50 power cuts of a Debian with
+	                  systemd in QEMU, as root)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
 	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint; see bench/run)
 	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
