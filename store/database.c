@@ -74,11 +74,16 @@ static ssize_t call_pread(int fd, void *data, size_t size, off_t offset)
 static ssize_t fill_page(int fd, off_t offset)
 {
 	static const char zeros[SHM_PAGE];
-	ssize_t put = sys_db_pwrite(fd, zeros, sizeof(zeros), offset + 1 - SHM_PAGE);
+	off_t begin = offset + 1 - SHM_PAGE;
 
-	if (put >= 0 && put < SHM_PAGE)
-		put = -ENOSPC;
-	return put < 0 ? answer((int)put) : 1;
+	for (size_t done = 0; done < sizeof(zeros);) {
+		ssize_t put = sys_db_pwrite(fd, zeros, sizeof(zeros) - done, begin + (off_t)done);
+
+		if (put <= 0)
+			return answer(put < 0 ? (int)put : -ENOSPC);
+		done += (size_t)put;
+	}
+	return 1;
 }
 
 static ssize_t call_pwrite(int fd, const void *data, size_t size, off_t offset)

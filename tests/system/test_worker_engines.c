@@ -158,8 +158,8 @@ static void a_reload_changes_the_engine_between_two_steps(void **unused)
 
 		assert_int_equal(frame_send(child.link, refused, 0), 0);
 		event = child_frame(&child, "reload_refused");
-		assert_non_null(strstr(
-			json_get_text(event, "text", ""), "engine = amx cannot run here"));
+		assert_non_null(
+			strstr(json_get_text(event, "text", ""), "engine = amx cannot run here"));
 		assert_int_equal(frame_send(child.link, taken, 0), 0);
 		plan = child_frame(&child, "plan");
 		assert_string_equal(json_get_text(plan, "engine", ""), "openblas");
