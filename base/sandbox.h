@@ -1,8 +1,9 @@
 /* System calls that code which decodes foreign files never needs are refused from here on. */
 #pragma once
 
-/* For the whole process, all its threads and for good: no new program or process, no new socket, no
- * debugging, no mount, no change of user. They fail with EPERM; calls of a foreign architecture end
+/* For the whole process, all its threads and for good: no new program, no new socket, no debugging,
+ * no mount, no namespace, no change of user. A child (a disk that may hang is asked by one) is
+ * confined as well. They fail with EPERM; calls of a foreign architecture end
  * the process. Opening files is not confined. What is open stays open. 0, or -errno where the
  * kernel has no seccomp or refuses it: nothing is confined then. */
 int sandbox_enter(void);

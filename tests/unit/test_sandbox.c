@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -28,6 +29,7 @@ static int confined(void)
 {
 	char *const args[] = {(char *)"true", NULL};
 	pthread_t thread;
+	int status;
 	pid_t pid;
 
 	if (sandbox_enter() < 0)
@@ -38,17 +40,21 @@ static int confined(void)
 		return 3;
 	if (setuid(getuid()) != -1 || errno != EPERM)
 		return 4;
-#ifndef __SANITIZE_ADDRESS__
-	pid = fork();
-	if (pid == 0)
-		_exit(0);
-	if (pid != -1 || errno != EPERM)
+	if (unshare(CLONE_NEWUSER) != -1 || errno != EPERM)
 		return 5;
+	if (syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL) != -1 ||
+		errno != EPERM)
+		return 5;
+#ifndef __SANITIZE_ADDRESS__
 	if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != -1 || errno != EPERM)
 		return 6;
-#else
-	(void)pid;
 #endif
+	/* A child is confined too. */
+	pid = fork();
+	if (pid == 0)
+		_exit(execv("/bin/true", args) == -1 && errno == EPERM ? 0 : 1);
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+		return 9;
 	if (pthread_create(&thread, NULL, nothing, NULL) != 0 || pthread_join(thread, NULL) != 0)
 		return 7;
 	if (prctl(PR_GET_SECCOMP, 0, 0, 0, 0) != 2)
