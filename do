@@ -26,8 +26,7 @@ usage()
 	                  kinds; vm: power cuts of a Debian with systemd in QEMU, minutes, only when
 	                  named, as root; vm-full: 50 of them)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
-	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint,
-	                  recovery; see bench/run)
+	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint; see bench/run)
 	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
 	                  60 s each. New inputs go to build-fuzz/corpus
 	  lint            formatting, clang's warnings, the rules of the tree
