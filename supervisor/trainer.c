@@ -206,7 +206,8 @@ static void measure(struct supervisor *sup)
 
 void trainer_renew(struct supervisor *sup, const char *why)
 {
-	if (sup->state != FSM_TRAINING || !sup->trainer_ready || sup->trainer.asked)
+	if (sup->state != FSM_TRAINING || !sup->trainer_ready || sup->trainer.asked ||
+		!child_alive(&sup->trainer))
 		return;
 	sup_event(sup, "info", "renew", "a new trainer between two steps: %s", why);
 	sup_dispatch(sup, FSM_RENEW);
