@@ -56,6 +56,11 @@ void *books_job(size_t size, void (*work)(struct ledger_job *job, void *room),
 	return head;
 }
 
+void books_forget(struct ledger_job *job)
+{
+	free(job);
+}
+
 void books_give(struct ledger *ledger, void *job)
 {
 	struct book_job *head = job;

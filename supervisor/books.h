@@ -36,6 +36,8 @@ struct book_job {
 /* calloc'ed; work is one of the functions below. */
 void *books_job(size_t size, void (*work)(struct ledger_job *job, void *room),
 	void (*done)(struct ledger_job *job), void *owner);
+/* The `done` of a job that nobody waits for. */
+void books_forget(struct ledger_job *job);
 void books_give(struct ledger *ledger, void *job);
 
 /* Where the configuration comes from. */

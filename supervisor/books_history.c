@@ -2,7 +2,6 @@
  * nothing else. */
 #include "supervisor/books.h"
 
-#include "base/file.h"
 #include "base/panic.h"
 #include "supervisor/books_room.h"
 

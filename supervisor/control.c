@@ -296,6 +296,11 @@ static void route(struct control *control, struct call *call, const char *method
 	control->options.handler(control->options.owner, call);
 }
 
+static bool may_change(uid_t uid)
+{
+	return uid == 0 || uid == geteuid();
+}
+
 /* One frame; takes the reference. False: what came is no call, the client is dropped. */
 static bool client_call(struct client *client, json_t *frame)
 {
@@ -314,7 +319,7 @@ static bool client_call(struct client *client, json_t *frame)
 	call->client = client;
 	call->uid = client->uid;
 	call->pid = client->pid;
-	call->may_change = client->uid == 0 || client->uid == geteuid();
+	call->may_change = may_change(client->uid);
 	call->more = json_get_bool(frame, "more", false);
 	call->oneway = json_get_bool(frame, "oneway", false);
 	call->parameters_empty = json_object();
@@ -408,17 +413,16 @@ static uint32_t count_of(const struct control *control, uid_t uid)
 static struct client *choose_victim(struct control *control, const struct client *newcomer)
 {
 	uint32_t own = count_of(control, newcomer->uid), most = 0;
-	bool strong = newcomer->uid == 0 || newcomer->uid == geteuid(), idle_found = false;
+	bool strong = may_change(newcomer->uid), idle_found = false;
 	struct client *victim = NULL;
 
 	for (struct client *client = control->clients; client; client = client->next) {
 		bool idle = !client->call && client->writes == 0;
-		bool weak = client->uid != 0 && client->uid != geteuid();
 		uint32_t count = client->closing ? 0 : count_of(control, client->uid);
 
 		if (client == newcomer || client->closing || (idle_found && !idle))
 			continue;
-		if (!idle && count <= own && !(strong && weak))
+		if (!idle && count <= own && !(strong && !may_change(client->uid)))
 			continue;
 		if (idle && !idle_found) {
 			idle_found = true;

@@ -85,16 +85,20 @@ static void classify(const struct ending *ending, struct obituary *ret)
 {
 	ret->kind = DEATH_OWN;
 	if (ending->memory_corrupt) {
+		ret->detected = "the sums of the state";
 		ret->kind = DEATH_MEMORY_CORRUPT;
 		ret->cause_number = OBITUARY_CORRUPT;
 		snprintf(ret->cause, sizeof(ret->cause), "memory corrupt");
 	} else if (ending->hang) {
+		ret->detected = "no movement";
 		ret->cause_number = OBITUARY_HANG;
 		snprintf(ret->cause, sizeof(ret->cause), "hang");
 	} else if (ending->protocol_broken) {
+		ret->detected = "what it sent";
 		ret->cause_number = OBITUARY_PROTOCOL;
 		snprintf(ret->cause, sizeof(ret->cause), "spoke nonsense");
 	} else if (ending->term_signal) {
+		ret->detected = "its signal";
 		ret->cause_number = (uint32_t)ending->term_signal;
 		ret->kind = from_outside(ending->term_signal) ? DEATH_OUTSIDE : DEATH_OWN;
 		snprintf(ret->cause, sizeof(ret->cause), "killed by %s%s",
@@ -109,10 +113,9 @@ void obituary_write(const struct ending *ending, struct obituary *ret)
 {
 	CHECK(ending->role && ending->phase && ending->last_words);
 	CHECK(ending->term_signal >= 0);
-	*ret = (struct obituary){.kind = DEATH_OWN};
+	*ret = (struct obituary){.kind = DEATH_OWN, .detected = "its exit code"};
 	if (ending->asked && !ending->term_signal && ending->exit_status == LINK_EXIT_DONE) {
 		ret->planned = true;
-		ret->detected = "its exit code";
 		snprintf(ret->cause, sizeof(ret->cause), "stopped");
 		snprintf(ret->sentence, sizeof(ret->sentence), "%s ended as asked after step %llu",
 			ending->role, (unsigned long long)ending->step);
@@ -124,10 +127,5 @@ void obituary_write(const struct ending *ending, struct obituary *ret)
 		(unsigned long long)ending->step, ending->phase, *ending->last_words ? ": " : "",
 		ending->last_words);
 	text_flatten(ret->sentence);
-	ret->detected = ending->memory_corrupt ? "the sums of the state"
-		: ending->hang                 ? "no movement"
-		: ending->protocol_broken      ? "what it sent"
-		: ending->term_signal          ? "its signal"
-					       : "its exit code";
 	CHECK(ret->cause[0] && ret->sentence[0]);
 }

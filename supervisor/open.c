@@ -71,6 +71,17 @@ static void on_last_death(struct ledger_job *job)
 	free(job);
 }
 
+void store_last_good(struct supervisor *sup)
+{
+	if (!sup->has_run)
+		return;
+	struct last_good_job *last_good = books_job(
+		sizeof(*last_good), books_last_good_work, on_last_good, sup);
+
+	last_good->config = sup->config;
+	books_give(&sup->ledger, last_good);
+}
+
 static void run_opened(struct supervisor *sup, struct open_job *open)
 {
 	CHECK(!sup->has_run);
@@ -88,11 +99,7 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 		sup_event(sup, "warning", "config-refused", "going on with last-good.conf: %s",
 			open->config_error.text);
 	} else {
-		struct last_good_job *last_good = books_job(
-			sizeof(*last_good), books_last_good_work, on_last_good, sup);
-
-		last_good->config = open->config;
-		books_give(&sup->ledger, last_good);
+		store_last_good(sup);
 	}
 	struct query_job *query = books_job(sizeof(*query), books_query_work, on_last_death, sup);
 

@@ -12,14 +12,9 @@
 
 #define SEEN_NS (5 * NSEC_PER_SEC)
 
-static void on_written(struct ledger_job *job)
-{
-	free(job);
-}
-
 static void write_row(struct supervisor *sup)
 {
-	struct outage_job *put = books_job(sizeof(*put), books_outage_work, on_written, sup);
+	struct outage_job *put = books_job(sizeof(*put), books_outage_work, books_forget, sup);
 
 	CHECK(sup->outage.token > 0);
 	put->token = sup->outage.token;
@@ -103,7 +98,7 @@ void outages_life_begin(struct supervisor *sup)
 
 static void note_life(struct supervisor *sup, bool ended)
 {
-	struct life_job *job = books_job(sizeof(*job), books_life_seen_work, on_written, sup);
+	struct life_job *job = books_job(sizeof(*job), books_life_seen_work, books_forget, sup);
 	uint64_t step = sup_step(sup);
 
 	job->head.job.droppable = !ended;

@@ -188,15 +188,6 @@ void request_keep(struct supervisor *sup, struct call *call, const char *id, boo
 
 /* -- reload -- */
 
-static void on_last_good(struct ledger_job *job)
-{
-	struct book_job *head = (struct book_job *)job;
-
-	if (job->result < 0)
-		storage_note(head->owner, false, job->error.text);
-	free(job);
-}
-
 /* What was refused stays away; the folder and the socket are this process's for life. */
 static int accept_config(struct supervisor *sup, struct config *config, struct error *err)
 {
@@ -220,17 +211,6 @@ static uint32_t count_differences(
 	return count;
 }
 
-static void write_last_good(struct supervisor *sup)
-{
-	if (!sup->has_run)
-		return;
-	struct last_good_job *last_good = books_job(
-		sizeof(*last_good), books_last_good_work, on_last_good, sup);
-
-	last_good->config = sup->config;
-	books_give(&sup->ledger, last_good);
-}
-
 void reload_refused(struct supervisor *sup, const char *why)
 {
 	/* Only once: without another reload there is nothing to go back to. */
@@ -240,7 +220,7 @@ void reload_refused(struct supervisor *sup, const char *why)
 	sup->config_replaced.steps_total = 0;
 	sup->config_last_good = true;
 	snprintf(sup->config_text, sizeof(sup->config_text), "%s", why);
-	write_last_good(sup);
+	store_last_good(sup);
 	trainer_forget_pace(sup);
 	sup_event(sup, "error", "reload", "reload refused, all stays as it was: %s", why);
 }
@@ -264,7 +244,7 @@ static void apply_config(
 	if (child_alive(&sup->trainer))
 		child_send(&sup->trainer,
 			json_pack("{s:{s:o}}", "reload", "config", json_from_config(config)));
-	write_last_good(sup);
+	store_last_good(sup);
 	snprintf(text, size, "%u schedule and %u free keys changed", schedule, free_keys);
 	sup_event(sup, "info", "reload", "configuration read again: %s", text);
 	if (sup->state == FSM_FAILED || (sup->state == FSM_FINISHED && longer))

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #define WORKER_FILES 512
 
@@ -81,6 +82,13 @@ uint64_t resources_private_bytes(pid_t pid)
 	CHECK(pid > 0);
 	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
 	return find_number(path, "RssAnon:", &kib) ? kib << 10 : 0;
+}
+
+uint32_t resources_threads(uint32_t named)
+{
+	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return named > 0 ? named : processors > 0 ? (uint32_t)processors : 1;
 }
 
 static void set_limit(pid_t pid, int what, uint64_t value)

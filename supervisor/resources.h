@@ -13,6 +13,8 @@
 uint64_t resources_oom_kills(void);
 /* Memory of the process alone, without what is shared; 0 when it is gone. */
 uint64_t resources_private_bytes(pid_t pid);
+/* That many, or one for each processor when none are named. */
+uint32_t resources_threads(uint32_t named);
 /* No core files, few descriptors, and at most so much private memory (0: no limit). */
 void resources_limit(pid_t pid, uint64_t memory_bytes);
 

@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SAVER_NICE 10
 #define RETRY_NS (5 * NSEC_PER_SEC)
@@ -249,10 +248,7 @@ static void note_stale(struct supervisor *sup, bool stale)
 static void learn_cost(struct supervisor *sup, double cpu_ms, double stall_ms)
 {
 	struct saver *saver = &sup->saver;
-	long processors = sysconf(_SC_NPROCESSORS_ONLN);
-	double threads = sup->config.threads > 0 ? (double)sup->config.threads
-		: processors > 0                 ? (double)processors
-						 : 1;
+	double threads = resources_threads((uint32_t)sup->config.threads);
 	double cost = (cpu_ms / threads + stall_ms) / 1e3;
 	double watched = sup->outage.since_wall_ns > 0
 		? (double)(clock_wall_ns() - sup->outage.since_wall_ns) / 1e9

@@ -122,7 +122,6 @@ static json_t *save_json(const struct supervisor *sup, nsec_t now_ns)
 {
 	double next = saver_next_seconds(sup, now_ns);
 	struct progress *progress = sup->progress;
-
 	nsec_t interval_ns = saver_interval_ns(sup);
 
 	return json_pack("{s:b, s:o, s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:f}", "in_flight",
@@ -156,13 +155,11 @@ static json_t *slots_json(const struct supervisor *sup)
 
 static json_t *engine_json(const struct supervisor *sup)
 {
-	long processors = sysconf(_SC_NPROCESSORS_ONLN);
 	uint32_t threads = sup->ladder.safe_engine ? 1 : (uint32_t)sup->config.threads;
 
 	return json_pack("{s:o, s:o, s:i, s:I}", "name", text_json(sup->shown.engine), "reason",
-		text_json(sup->shown.engine_reason), "threads",
-		threads > 0 ? (int)threads : (int)(processors > 0 ? processors : 1), "plan_bytes",
-		(json_int_t)sup->shown.plan_bytes);
+		text_json(sup->shown.engine_reason), "threads", (int)resources_threads(threads),
+		"plan_bytes", (json_int_t)sup->shown.plan_bytes);
 }
 
 static json_t *warnings_json(const struct supervisor *sup)

@@ -32,15 +32,9 @@
 
 /* -- events for the history -- */
 
-static void on_event_written(struct ledger_job *job)
-{
-	free(job);
-}
-
 void sup_event(struct supervisor *sup, const char *level, const char *kind, const char *fmt, ...)
 {
-	struct event_job *event = books_job(
-		sizeof(*event), books_event_work, on_event_written, sup);
+	struct event_job *event = books_job(sizeof(*event), books_event_work, books_forget, sup);
 	va_list arguments;
 
 	va_start(arguments, fmt);
@@ -221,7 +215,8 @@ static void act(struct supervisor *sup, uint32_t actions, enum fsm_event event)
 	if (actions & FSM_DO_SCHEDULE) {
 		struct state_record record;
 
-		sup->start_delay_ns = event == FSM_GONE ? 0 : sup->start_delay_ns;
+		if (event == FSM_GONE)
+			sup->start_delay_ns = 0;
 		if (event == FSM_RESUME || event == FSM_GONE)
 			sup->resume_disk = memory_newest(sup, &record) < 0;
 		schedule_start(sup);
@@ -316,16 +311,11 @@ void sup_dispatch(struct supervisor *sup, enum fsm_event event)
 
 /* -- the tick -- */
 
-static void on_metrics_written(struct ledger_job *job)
-{
-	free(job);
-}
-
 /* Once a second; a burst leaves the rest for the next one. Returns how many rows there were. */
 static uint32_t drain_metrics(struct supervisor *sup)
 {
 	struct metrics_job *metrics = books_job(
-		sizeof(*metrics), books_metrics_work, on_metrics_written, sup);
+		sizeof(*metrics), books_metrics_work, books_forget, sup);
 
 	metrics->head.job.droppable = true;
 	metrics->count = progress_drain(sup->progress, &sup->metrics_cursor, metrics->rows,

@@ -285,6 +285,8 @@ void survey_take(struct supervisor *sup, struct survey *survey);
 void start_frame_send(struct supervisor *sup, struct child *child, json_t *more);
 void worker_options(const struct supervisor *sup, struct child_options *ret);
 void store_run(struct supervisor *sup);
+/* What is in force becomes last-good.conf. */
+void store_last_good(struct supervisor *sup);
 
 /* -- memory.c -- */
 int memory_progress_init(

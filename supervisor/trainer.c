@@ -32,15 +32,10 @@ void trainer_forget_pace(struct supervisor *sup)
 		atomic_load(&sup->progress->step));
 }
 
-static void on_attempt_begun(struct ledger_job *job)
-{
-	free(job);
-}
-
 static void attempt_begin(struct supervisor *sup)
 {
 	struct attempt_job *begin = books_job(
-		sizeof(*begin), books_attempt_begin_work, on_attempt_begun, sup);
+		sizeof(*begin), books_attempt_begin_work, books_forget, sup);
 
 	begin->token = ++sup->attempt_token;
 	snprintf(begin->attempt.role, sizeof(begin->attempt.role), "train");
@@ -257,7 +252,7 @@ static void remember_death(
 static void attempt_end(struct supervisor *sup, const struct obituary *obituary, const char *phase)
 {
 	struct attempt_job *end = books_job(
-		sizeof(*end), books_attempt_end_work, on_attempt_begun, sup);
+		sizeof(*end), books_attempt_end_work, books_forget, sup);
 	struct history_attempt *attempt = &end->attempt;
 
 	CHECK(sup->attempt_token > 0);

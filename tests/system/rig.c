@@ -253,7 +253,7 @@ int rig_run(struct rig *rig, const char *program, const char *const *arguments)
 	return wait_end(rig, spawn(rig, program, arguments, output, NULL));
 }
 
-static int connect_socket(const struct rig *rig)
+int rig_connect(const struct rig *rig)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -277,7 +277,7 @@ void rig_start(struct rig *rig, const char *fault)
 	assert_int_equal(rig->supervisor, 0);
 	unlink(rig->socket);
 	rig->supervisor = spawn(rig, "supervisor/ckptd", arguments, rig->log, fault);
-	while ((fd = connect_socket(rig)) < 0) {
+	while ((fd = rig_connect(rig)) < 0) {
 		if (waitpid(rig->supervisor, NULL, WNOHANG) != 0) {
 			rig->supervisor = 0;
 			rig_fail(rig, "ckptd ended at its start");
@@ -370,7 +370,7 @@ json_t *rig_call(struct rig *rig, const char *method, json_t *parameters, char e
 	nsec_t deadline = clock_monotonic_ns() + WAIT_NS;
 	struct error err = {{0}};
 	json_t *reply = NULL, *result;
-	int fd = connect_socket(rig);
+	int fd = rig_connect(rig);
 
 	snprintf(name, sizeof(name), "io.ckptd.Training.%s", method);
 	AUTO_JSON frame = json_pack(
@@ -399,7 +399,7 @@ json_t *rig_call(struct rig *rig, const char *method, json_t *parameters, char e
 void rig_send(struct rig *rig, const char *method)
 {
 	char name[96];
-	int fd = connect_socket(rig);
+	int fd = rig_connect(rig);
 
 	snprintf(name, sizeof(name), "io.ckptd.Training.%s", method);
 	AUTO_JSON frame = json_pack("{s:s,s:b}", "method", name, "oneway", 1);
@@ -430,6 +430,11 @@ bool is_step(const json_t *status, int64_t value)
 bool is_training(const json_t *status, int64_t value)
 {
 	return strcmp(json_get_text(status, "state", ""), "training") == 0;
+}
+
+bool has_restarted(const json_t *status, int64_t value)
+{
+	return json_get_int(status, "restarts", 0) >= value && is_training(status, 0);
 }
 
 bool is_finished(const json_t *status, int64_t value)

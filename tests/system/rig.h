@@ -54,6 +54,8 @@ pid_t rig_worker(const struct rig *rig, const char *role);
 /* One call; parameters are stolen (NULL: none). The reply's parameters, or NULL with the error's
  * name in error (may be NULL: then an error fails the test). */
 json_t *rig_call(struct rig *rig, const char *method, json_t *parameters, char error[64]);
+/* A connection to the socket; -1 when nobody listens. */
+int rig_connect(const struct rig *rig);
 /* Sends a call and does not wait for its reply. */
 void rig_send(struct rig *rig, const char *method);
 json_t *rig_status(struct rig *rig);
@@ -65,6 +67,7 @@ void rig_wait(struct rig *rig, const char *what, bool (*is)(const json_t *status
 bool is_step(const json_t *status, int64_t value);     /* at least this step */
 bool is_training(const json_t *status, int64_t value); /* and ready */
 bool is_finished(const json_t *status, int64_t value);
+bool has_restarted(const json_t *status, int64_t value); /* so often, and trains again */
 bool is_saved(const json_t *status, int64_t value); /* newest verified is of at least this step */
 
 /* The newest event of this kind whose text contains part, after the event with id after: its id and

@@ -13,11 +13,6 @@
 
 #include <cmocka.h>
 
-static bool has_restarted(const json_t *status, int64_t value)
-{
-	return json_get_int(status, "restarts", 0) >= value && is_training(status, 0);
-}
-
 static bool has_died(const json_t *status, int64_t value)
 {
 	return json_get_int(status, "restarts", 0) >= value;

@@ -18,11 +18,6 @@
 #define BURNERS 8
 #define BURN_STEPS 60
 
-static bool has_restarted(const json_t *status, int64_t value)
-{
-	return json_get_int(status, "restarts", 0) >= value && is_training(status, 0);
-}
-
 static bool is_out_of_preview(const json_t *status, int64_t value)
 {
 	const char *phase = json_get_text(status, "phase", "");

@@ -17,11 +17,6 @@
 
 static struct digest undisturbed;
 
-static bool has_restarted(const json_t *status, int64_t value)
-{
-	return json_get_int(status, "restarts", 0) >= value && is_training(status, 0);
-}
-
 static bool is_saving(const json_t *status, int64_t value)
 {
 	return json_get_int(json_object_get(status, "saver"), "pid", 0) > 0;

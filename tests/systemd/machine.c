@@ -20,9 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -513,19 +511,4 @@ pid_t instance_wait_pid(struct machine *machine, const char *name, pid_t not_thi
 			fail_msg("ckptd@%s has no new main process", name);
 		usleep(POLL_US);
 	}
-}
-
-int instance_connect(const struct rig *rig)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	assert_true(fd >= 0);
-	assert_true(strlen(rig->socket) < sizeof(address.sun_path));
-	strcpy(address.sun_path, rig->socket);
-	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-		close(fd);
-		return -1;
-	}
-	return fd;
 }

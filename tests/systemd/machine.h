@@ -59,5 +59,3 @@ void unit_wait(struct machine *machine, const char *unit, const char *property, 
 pid_t instance_pid(struct machine *machine, const char *name);
 /* Waits for a main process that is not this one. */
 pid_t instance_wait_pid(struct machine *machine, const char *name, pid_t not_this);
-/* A client comes to the socket: a descriptor, or -1. */
-int instance_connect(const struct rig *rig);

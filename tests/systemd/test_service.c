@@ -174,7 +174,7 @@ static void test_clients_wait_while_there_is_nobody(void **state)
 	assert_int_equal(kill(pid, SIGKILL), 0);
 	unit_wait(machine, "ckptd@queue", "SubState", "auto-restart");
 	for (int i = 0; i < CLIENTS; i++) {
-		clients[i] = instance_connect(&rig);
+		clients[i] = rig_connect(&rig);
 		assert_true(clients[i] >= 0);
 		ask_status(clients[i]);
 	}
@@ -198,7 +198,7 @@ static int keep_asking(const struct rig *rig, int until)
 
 	fcntl(until, F_SETFL, O_NONBLOCK);
 	while (read(until, &none, 1) < 0) {
-		int fd = instance_connect(rig);
+		int fd = rig_connect(rig);
 
 		if (fd < 0)
 			return 1;
@@ -297,7 +297,7 @@ static void expect_stopped(struct machine *machine, const struct rig *rig, const
 	snprintf(socket, sizeof(socket), "ckptd@%s.socket", name);
 	unit_wait(machine, unit, "ActiveState", "inactive");
 	unit_wait(machine, socket, "ActiveState", "inactive");
-	assert_true(instance_connect(rig) < 0);
+	assert_true(rig_connect(rig) < 0);
 	assert_int_equal(RUN(machine, "ckptctl", "--instance", name, "status"), 3);
 	assert_string_equal(unit_property(machine, unit, "ActiveState"), "inactive");
 	assert_string_equal(unit_property(machine, socket, "ActiveState"), "inactive");
@@ -336,7 +336,7 @@ static void keep_coming(const struct rig *rig, int until)
 
 	fcntl(until, F_SETFL, O_NONBLOCK);
 	while (read(until, &none, 1) < 0) {
-		int fd = instance_connect(rig);
+		int fd = rig_connect(rig);
 
 		if (fd >= 0)
 			close(fd);
