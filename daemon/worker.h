@@ -11,6 +11,7 @@
 #include "store/trust.h"
 
 #define FINGERPRINT_TEXT_MAX 1024
+#define SANDBOX_TEXT_MAX 160
 
 struct worker {
 	struct worker_start start;
@@ -21,6 +22,8 @@ struct worker {
 	struct trust trust;
 	int trust_code; /* 0, or why not all keys could be read */
 	char trust_text[ERROR_TEXT_MAX];
+	int calls_code;                 /* of the seccomp filter; 0: it holds */
+	char sandbox[SANDBOX_TEXT_MAX]; /* what holds, from the time it is whole */
 };
 
 int worker_prepare(struct worker *worker);

@@ -3,8 +3,8 @@
 
 #include "base/log.h"
 #include "base/panic.h"
-#include "base/sandbox.h"
 #include "daemon/worker.h"
+#include "daemon/worker_confine.h"
 #include "daemon/worker_fingerprint.h"
 
 #include <errno.h>
@@ -149,19 +149,6 @@ static int take_orders(struct worker *worker, const char *role)
 	return 0;
 }
 
-/* The roles that decode foreign pictures. A kernel that cannot confine them stops none. */
-static void confine(const char *role)
-{
-	int r;
-
-	if (strcmp(role, "prepare") != 0 && strcmp(role, "train") != 0 &&
-		strcmp(role, "sample") != 0)
-		return;
-	r = sandbox_enter();
-	if (r < 0)
-		log_warning("'%s' runs without a seccomp filter: %s", role, strerror(-r));
-}
-
 int worker_main(const char *role)
 {
 	static struct worker worker;
@@ -187,7 +174,7 @@ int worker_main(const char *role)
 	if (r == 0) {
 		worker_set_threads(&worker);
 		set_trust(&worker);
-		confine(role);
+		worker_confine_calls(&worker);
 		r = roles[i].run(&worker);
 	}
 	worker_link_fini(&worker.link);

@@ -79,13 +79,15 @@ static int data_config_of(
 }
 
 int plan_prepare_data(const struct config *config, int run_fd, _Atomic uint64_t *moves,
-	data_report *report, void *context, struct error *err)
+	data_report *report, data_confine *confine, void *context, struct error *err)
 {
 	struct data_config data;
 	int r = data_config_of(config, run_fd, &data, err);
 
 	if (r < 0)
 		return r;
+	data.confine = confine;
+	data.confine_context = context;
 	r = data_prepare(&data, moves, report, context, err);
 	sys_close(data.cache_fd);
 	return r;

@@ -27,9 +27,9 @@ void model_fini(struct model *model);
 int plan_class_count(
 	const struct config *config, int run_fd, uint32_t *ret_count, struct error *err);
 
-/* Builds the packed cache when it is missing (prepare only). */
+/* Builds the packed cache when it is missing (prepare only). context: of report and confine. */
 int plan_prepare_data(const struct config *config, int run_fd, _Atomic uint64_t *moves,
-	data_report *report, void *context, struct error *err);
+	data_report *report, data_confine *confine, void *context, struct error *err);
 int plan_open_data(const struct config *config, int run_fd, struct data *ret, struct error *err);
 
 int plan_schedule(const struct config *config, struct schedule *ret, struct error *err);

@@ -1,9 +1,12 @@
 /* The role `prepare`: what a start must know before memory is made. Checks configuration, data and
- * run against each other, builds the data cache, brings the catalog in line with the files, and
- * tells the supervisor the sizes. Writes no checkpoint and trains nothing. */
+ * run against each other, brings the catalog in line with the files, builds the data cache, and
+ * tells the supervisor the sizes. Writes no checkpoint and trains nothing. Pictures are decoded
+ * last: from the first one on, the process may read them and write the cache, and no more. */
 #include "base/file.h"
+#include "base/panic.h"
 #include "base/sys.h"
 #include "daemon/worker.h"
+#include "daemon/worker_confine.h"
 #include "daemon/worker_engine.h"
 #include "daemon/worker_plan.h"
 #include "proto/progress.h"
@@ -11,6 +14,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* A data_report that sends events. */
@@ -19,6 +23,24 @@ static void report_data(void *context, const char *level, const char *text)
 	struct worker *worker = context;
 
 	worker_event(&worker->link, "data", level, 0, "%s", text);
+}
+
+/* A data_confine. Headers of checkpoints are still to be read. */
+static void confine_to_pictures(void *context, const char *const *folders, uint64_t count)
+{
+	struct worker *worker = context;
+	char cache[PATH_MAX + 16], checkpoints[PATH_MAX + 16];
+	struct landlock_folder *all = calloc(count + 2, sizeof(*all));
+
+	CHECK(all);
+	snprintf(cache, sizeof(cache), "%s/cache", worker->start.run_dir);
+	snprintf(checkpoints, sizeof(checkpoints), "%s/checkpoints", worker->start.run_dir);
+	all[0] = (struct landlock_folder){cache, LANDLOCK_WRITE};
+	all[1] = (struct landlock_folder){checkpoints, LANDLOCK_READ};
+	for (uint64_t i = 0; i < count; i++)
+		all[i + 2] = (struct landlock_folder){folders[i], LANDLOCK_READ};
+	worker_confine_files(worker, all, count + 2);
+	free(all);
 }
 
 /* Configuration errors first: they are found without touching the data. 0 or an exit code. */
@@ -47,8 +69,8 @@ static int open_data(struct worker *worker, struct data *ret)
 	if (r < 0)
 		return worker_fail_errno(worker, r, LINK_EXIT_FAILED, &err);
 	progress_phase(progress, PHASE_DATA);
-	r = plan_prepare_data(
-		&worker->start.config, worker->run_fd, &progress->moves, report_data, worker, &err);
+	r = plan_prepare_data(&worker->start.config, worker->run_fd, &progress->moves, report_data,
+		confine_to_pictures, worker, &err);
 	if (r == 0)
 		r = plan_open_data(&worker->start.config, worker->run_fd, ret, &err);
 	progress_unmap(progress);
@@ -140,35 +162,37 @@ static int say_prepared(struct worker *worker, const struct model *model, const 
 	return r < 0 ? LINK_EXIT_FAILED : LINK_EXIT_DONE;
 }
 
-static int prepare_store(struct worker *worker, const struct run *run, const struct data *data)
+static int prepare_store(struct worker *worker, const struct run *run, struct recovery_summary *ret)
 {
-	struct recovery_summary summary;
+	struct error err;
+	int r;
+
+	(void)worker_fetch_newest(worker, run, NULL);
+	r = recovery_prepare(
+		worker->start.run_dir, worker->run_fd, run, worker_report, worker, ret, &err);
+	return r < 0 ? worker_fail_errno(worker, r, LINK_EXIT_TRANSIENT, &err) : 0;
+}
+
+static int compare(
+	struct worker *worker, const struct recovery_summary *summary, const struct data *data)
+{
 	struct model model = {0};
 	struct error err;
 	int r = model_init(&model, &worker->start.config, data->class_count, &err);
 
-	if (r < 0) {
+	if (r < 0)
 		r = worker_fail_errno(worker, r, LINK_EXIT_CONFIG, &err);
-		goto done;
-	}
-	(void)worker_fetch_newest(worker, run, NULL);
-	r = recovery_prepare(
-		worker->start.run_dir, worker->run_fd, run, worker_report, worker, &summary, &err);
-	if (r < 0) {
-		r = worker_fail_errno(worker, r, LINK_EXIT_TRANSIENT, &err);
-		goto done;
-	}
-	if (summary.has_newest)
-		r = check_newest(worker, &summary.newest, data, &model);
+	if (r == 0 && summary->has_newest)
+		r = check_newest(worker, &summary->newest, data, &model);
 	if (r == 0)
-		r = say_prepared(worker, &model, data, &summary);
-done:
+		r = say_prepared(worker, &model, data, summary);
 	model_fini(&model);
 	return r;
 }
 
 int worker_prepare(struct worker *worker)
 {
+	struct recovery_summary summary;
 	struct run run = {0};
 	struct data data = {0};
 	int r = worker->trust_code < 0
@@ -178,9 +202,11 @@ int worker_prepare(struct worker *worker)
 	if (r == 0)
 		r = check_run(worker, &run);
 	if (r == 0)
+		r = prepare_store(worker, &run, &summary);
+	if (r == 0)
 		r = open_data(worker, &data);
 	if (r == 0)
-		r = prepare_store(worker, &run, &data);
+		r = compare(worker, &summary, &data);
 	data_close(&data);
 	run_fini(&run);
 	return r;

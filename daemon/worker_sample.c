@@ -1,11 +1,13 @@
 /* The role `sample`: images from the EMA weights of a checkpoint, as a grid under RUN/previews. It
- * reads a published file, verified whole, never the state memory. */
+ * reads a published file, verified whole, never the state memory. Once that is open it opens no
+ * other, and writes nothing but its picture. */
 #include "base/file.h"
 #include "base/panic.h"
 #include "base/sys.h"
 #include "daemon/image/image.h"
 #include "daemon/train/generate.h"
 #include "daemon/worker.h"
+#include "daemon/worker_confine.h"
 #include "daemon/worker_engine.h"
 #include "daemon/worker_plan.h"
 #include "store/recovery.h"
@@ -167,8 +169,10 @@ static int sample(struct picture *picture, struct error *err)
 	uint32_t batch = start->count < BATCH_MAX ? start->count : BATCH_MAX;
 	int r = open_checkpoint(picture, err);
 
-	if (r == 0)
-		r = load_net(picture, batch, err);
+	if (r < 0)
+		return r;
+	worker_confine_to_previews(picture->worker);
+	r = load_net(picture, batch, err);
 	if (r == 0)
 		r = set_labels(picture, err);
 	if (r == 0)

@@ -9,6 +9,7 @@
 #include "base/panic.h"
 #include "base/sys.h"
 #include "daemon/train/fault.h"
+#include "daemon/worker_confine.h"
 #include "daemon/worker_record.h"
 #include "daemon/worker_trainer.h"
 
@@ -252,9 +253,9 @@ static int say_ready(struct trainer *trainer, const struct resume *resume)
 
 	publish_state(trainer);
 	return send_with_plan(trainer, "ready",
-		json_pack("{s:I,s:I,s:s,s:s}", "step", (json_int_t)record->step, "branch",
+		json_pack("{s:I,s:I,s:s,s:s,s:s}", "step", (json_int_t)record->step, "branch",
 			(json_int_t)record->branch, "from", resume->from, "checkpoint",
-			resume->checkpoint));
+			resume->checkpoint, "sandbox", trainer->worker->sandbox));
 }
 
 /* -- one step -- */
@@ -501,8 +502,10 @@ int worker_train(struct worker *worker)
 	r = open_trainer(&trainer);
 	if (r == 0)
 		r = trainer_resume(&trainer, &resume);
-	if (r == 0)
+	if (r == 0) {
+		worker_confine_to_previews(worker);
 		r = open_plan(&trainer);
+	}
 	if (r == 0)
 		r = say_ready(&trainer, &resume);
 	if (r == 0)

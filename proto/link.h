@@ -30,7 +30,8 @@
  *                 "checkpoints": verified on the line, "newest": {id, step, branch, root,
  * path}|null}}
  *   {"ready": {"step", "branch", "from": "memory"|"checkpoint"|"scratch", "checkpoint": id|"",
- *              "engine", "engine_reason", "plan_bytes"}}                           trainer
+ *              "engine", "engine_reason", "plan_bytes",
+ *              "sandbox": what confines it, as RunStatus shows it}}                trainer
  *   {"plan": {"engine", "engine_reason", "plan_bytes"}}          trainer, after a reload
  *   {"reload_refused": {"text"}}   trainer: it goes on with what it has
  *   {"event": {"kind": text, "level": "info"|"warning"|"error", "step": N, "text": one line}}

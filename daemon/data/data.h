@@ -9,13 +9,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Comes once, before the first byte of a picture is decoded: nothing but these folders is read from
+ * then on, and nothing is written outside RUN/cache. */
+typedef void data_confine(void *context, const char *const *folders, uint64_t count);
+
 struct data_config {
 	const char *source; /* "cars", "folder:DIR" */
 	uint32_t image_size;
 	bool labels; /* classes by sub-folder */
 	double holdout_percent;
 	uint64_t seed;
-	int cache_fd; /* RUN/cache */
+	int cache_fd;          /* RUN/cache */
+	data_confine *confine; /* may be NULL */
+	void *confine_context;
 };
 
 struct data {

@@ -332,6 +332,26 @@ static int build_commit(struct build *build, const char *name, struct error *err
 	return r;
 }
 
+/* Before the first picture: what its decoder may read. */
+static int confine(const struct build *build, struct error *err)
+{
+	const struct data_config *config = build->config;
+	uint64_t count = build->listing.linked_count + 1;
+	const char **folders;
+
+	if (!config->confine)
+		return 0;
+	folders = malloc(count * sizeof(*folders));
+	if (!folders)
+		return error_set(err, -ENOMEM, "no memory for the picture folders");
+	folders[0] = build->dir;
+	for (uint64_t i = 1; i < count; i++)
+		folders[i] = build->listing.linked[i - 1];
+	config->confine(config->confine_context, folders, count);
+	free(folders);
+	return 0;
+}
+
 static int build_pack(struct build *build, const char *name, struct error *err)
 {
 	const char *dir = build->dir;
@@ -346,6 +366,8 @@ static int build_pack(struct build *build, const char *name, struct error *err)
 	if (r == 0)
 		r = pack_writer_begin(
 			&build->writer, build->config->cache_fd, build->config->image_size, err);
+	if (r == 0)
+		r = confine(build, err);
 	if (r == 0)
 		r = build_images(build, err);
 	complaints_finish(&build->complaints);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #define COMPLAINTS_NAMED_MAX 20
 
@@ -50,6 +51,9 @@ void listing_fini(struct listing *listing)
 		return;
 	free(listing->entries);
 	free(listing->text);
+	for (uint64_t i = 0; i < listing->linked_count; i++)
+		free(listing->linked[i]);
+	free(listing->linked);
 	*listing = (struct listing){0};
 }
 
@@ -106,6 +110,65 @@ static bool is_picture_name(const char *name)
 	return false;
 }
 
+/* Where folder is among those of links, or would be. */
+static uint64_t find_linked(const struct listing *listing, const char *folder)
+{
+	uint64_t first = 0, end = listing->linked_count;
+
+	while (first < end) {
+		uint64_t middle = first + (end - first) / 2;
+
+		if (strcmp(listing->linked[middle], folder) < 0)
+			first = middle + 1;
+		else
+			end = middle;
+	}
+	return first;
+}
+
+static int add_linked(struct listing *listing, const char *folder)
+{
+	uint64_t at = find_linked(listing, folder);
+	void *linked = listing->linked;
+	char *copy;
+	int r;
+
+	if (at < listing->linked_count && strcmp(listing->linked[at], folder) == 0)
+		return 0;
+	r = grow(&linked, &listing->linked_capacity, listing->linked_count, 1, sizeof(char *));
+	listing->linked = linked;
+	copy = r == 0 ? strdup(folder) : NULL;
+	if (!copy)
+		return -ENOMEM;
+	memmove(listing->linked + at + 1, listing->linked + at,
+		(listing->linked_count - at) * sizeof(char *));
+	listing->linked[at] = copy;
+	listing->linked_count++;
+	return 0;
+}
+
+/* Notes the folder of the file that a link leads to in the end. */
+static int note_link(struct listing *listing, int dir_fd, const char *name)
+{
+	char link[64], path[PATH_MAX];
+	int fd = sys_openat(dir_fd, name, O_PATH | O_CLOEXEC, 0);
+	ssize_t length;
+
+	if (fd < 0)
+		return fd;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	length = readlink(link, path, sizeof(path) - 1);
+	sys_close(fd);
+	if (length < 0)
+		return -errno;
+	path[length] = '\0';
+	char *slash = strrchr(path, '/');
+	if (!slash)
+		return -ENOENT;
+	slash[slash == path ? 1 : 0] = '\0';
+	return add_linked(listing, path);
+}
+
 struct walk {
 	struct listing *listing;
 	struct complaints *complaints;
@@ -154,13 +217,21 @@ static int walk_entry(
 		return walk_subfolder(walk, dir_fd, name, &st, length, depth);
 	if (!picture)
 		return 0;
-	if (r == 0 && S_ISLNK(st.st_mode) && fstatat(dir_fd, name, &st, 0) < 0)
+	bool link = r == 0 && S_ISLNK(st.st_mode);
+
+	if (link && fstatat(dir_fd, name, &st, 0) < 0)
 		r = -errno;
 	if (r < 0) {
 		complain(walk->complaints, "%s: skipped: %s", walk->path, strerror(-r));
 		return 0;
 	}
-	return S_ISREG(st.st_mode) ? listing_add(walk->listing, walk->path, &st, walk->err) : 0;
+	if (!S_ISREG(st.st_mode))
+		return 0;
+	r = link ? note_link(walk->listing, dir_fd, name) : 0;
+	if (r < 0)
+		return error_set(
+			walk->err, r, "%s: following the link: %s", walk->path, strerror(-r));
+	return listing_add(walk->listing, walk->path, &st, walk->err);
 }
 
 /* Takes fd. */

@@ -1,6 +1,7 @@
 /* What lies below a picture folder: relative path, size and mtime of every file whose name ends in
  * .png, .jpg or .jpeg, in byte order of the path. Nothing is opened but folders. Names that begin
- * with a dot, and the run's own folder, are left out; linked folders are not entered. */
+ * with a dot, and the run's own folder, are left out; linked folders are not entered, linked files
+ * are pictures like others. */
 #pragma once
 
 #include "base/digest.h"
@@ -24,6 +25,8 @@ struct listing {
 	char *text;                    /* owned: paths, each ended by NUL */
 	uint64_t count, capacity;
 	uint64_t text_size, text_capacity;
+	char **linked; /* owned, sorted: the folders that linked files lie in; absolute */
+	uint64_t linked_count, linked_capacity;
 };
 
 /* Reports bad files one by one up to a bound, and counts them all. */

@@ -29,7 +29,8 @@ struct play {
 	struct progress *progress;
 	uint64_t section_bytes;
 	struct digest model_digest;
-	bool created; /* step 0 is allowed */
+	bool created;                       /* step 0 is allowed */
+	bool lacks_landlock, lacks_seccomp; /* workers run as on a kernel without them */
 };
 
 struct child {

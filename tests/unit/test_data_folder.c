@@ -575,6 +575,57 @@ static void test_p7_a_full_disk_leaves_nothing_half_made(void **state)
 	data_close(&data);
 }
 
+#define NOTED_MAX 4
+
+struct noted {
+	unsigned calls;
+	uint64_t count;
+	char folders[NOTED_MAX][PATH_MAX];
+};
+
+static void note_folders(void *context, const char *const *folders, uint64_t count)
+{
+	struct noted *noted = context;
+
+	assert_true(count <= NOTED_MAX);
+	noted->calls++;
+	noted->count = count;
+	for (uint64_t i = 0; i < count; i++)
+		snprintf(noted->folders[i], PATH_MAX, "%s", folders[i]);
+}
+
+/* A decoder may be confined to what it must read: the folder, and wherever links lead. */
+static void test_p10_before_the_first_picture_comes_what_must_be_readable(void **state)
+{
+	static struct noted noted;
+	struct place *place = *state;
+	struct data_config config = config_of(place);
+	char b[PATH_MAX], c[PATH_MAX];
+	struct error err;
+
+	put_colour(place, "0.png", 1);
+	put_colour(place, ".b/1.png", 2);
+	put_colour(place, ".b/2.png", 3);
+	put_colour(place, ".c/3.png", 4);
+	assert_int_equal(symlinkat(".c/3.png", place->images_fd, "3.png"), 0);
+	assert_int_equal(symlinkat("3.png", place->images_fd, "4.png"), 0);
+	assert_int_equal(symlinkat(".b/1.png", place->images_fd, "1.png"), 0);
+	assert_int_equal(symlinkat(".b/2.png", place->images_fd, "2.png"), 0);
+	snprintf(b, sizeof(b), "%s/images/.b", place->base);
+	snprintf(c, sizeof(c), "%s/images/.c", place->base);
+	config.confine = note_folders;
+	config.confine_context = &noted;
+	assert_int_equal(prepare(place, &config, &err), 0);
+	assert_int_equal(noted.calls, 1);
+	assert_int_equal(noted.count, 3);
+	assert_string_equal(noted.folders[0], place->source + strlen("folder:"));
+	assert_string_equal(noted.folders[1], b);
+	assert_string_equal(noted.folders[2], c);
+	/* A cache that stands is not decoded again. */
+	assert_int_equal(prepare(place, &config, &err), 0);
+	assert_int_equal(noted.calls, 1);
+}
+
 int main(void)
 {
 #define FOLDER_TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -594,6 +645,7 @@ int main(void)
 		FOLDER_TEST(test_one_image_many_times_is_all_training),
 		FOLDER_TEST(test_the_runs_own_pictures_are_left_out),
 		FOLDER_TEST(test_p7_a_full_disk_leaves_nothing_half_made),
+		FOLDER_TEST(test_p10_before_the_first_picture_comes_what_must_be_readable),
 	};
 
 	return cmocka_run_group_tests(tests, set_up_all, tear_down_all);
