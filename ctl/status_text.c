@@ -78,6 +78,7 @@ static void read_machine(const json_t *status, struct look *ret)
 		json_object_get(status, "signing"), "required", false);
 	CLEAN(engine, "name", ret->engine);
 	CLEAN(engine, "reason", ret->engine_reason);
+	CLEAN(status, "sandbox", ret->sandbox);
 	ret->threads = count_of(engine, "threads");
 	ret->plan_bytes = count_of(engine, "plan_bytes");
 	ret->storage_ok = json_get_bool(storage, "ok", true);
@@ -281,6 +282,12 @@ static void fact_engine(const struct look *look, char *text, bool *bad)
 		snprintf(text + used, (size_t)(LOOK_LINE_MAX - used), " (%s)", look->engine_reason);
 }
 
+static void fact_sandbox(const struct look *look, char *text, bool *bad)
+{
+	*bad = strncmp(look->sandbox, "none", strlen("none")) == 0;
+	snprintf(text, LOOK_LINE_MAX, "%s", look->sandbox);
+}
+
 static void fact_slots(const struct look *look, char *text, bool *bad)
 {
 	int used = snprintf(
@@ -371,6 +378,7 @@ static const struct {
 	{"slots", fact_slots},
 	{"mirror", fact_mirror},
 	{"signing", fact_signing},
+	{"sandbox", fact_sandbox},
 	{"data", fact_data},
 	{"storage", fact_storage},
 	{"config", fact_config},
@@ -392,6 +400,8 @@ static bool fact_applies(const struct look *look, int i)
 		return look->signer[0] != '\0' || look->signature_required;
 	if (facts[i].write == fact_engine)
 		return look->engine[0] != '\0';
+	if (facts[i].write == fact_sandbox)
+		return look->sandbox[0] != '\0';
 	if (facts[i].write == fact_slots)
 		return look->slots > 0;
 	if (facts[i].write == fact_data)

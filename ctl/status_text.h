@@ -38,7 +38,7 @@ struct look {
 	int64_t mirror_behind;
 	char signer[72];
 	bool signature_required;
-	char engine[64], engine_reason[200];
+	char engine[64], engine_reason[200], sandbox[200];
 	int64_t threads, plan_bytes;
 	bool storage_ok;
 	char storage_text[256];

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STATUS_MEMBERS 34 /* of the type RunStatus */
+#define STATUS_MEMBERS 35 /* of the type RunStatus */
 
 static int64_t rss_bytes(pid_t pid)
 {
@@ -271,6 +271,7 @@ json_t *status_json(const struct supervisor *sup)
 		json_pack("{s:o, s:b}", "signer", text_json(sup->prepared.signer), "required",
 			sup->config.require_signature));
 	add_object(status, "engine", engine_json(sup));
+	add_object(status, "sandbox", text_json(sup->shown.sandbox));
 	add_object(status, "storage",
 		json_pack("{s:b, s:o, s:I}", "ok", !sup->storage_bad, "text",
 			text_json(sup->storage_text), "free_bytes",

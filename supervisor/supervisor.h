@@ -146,6 +146,7 @@ struct shown {
 	uint64_t skipped;
 	char engine[PROGRESS_TEXT_MAX], engine_reason[PROGRESS_TEXT_MAX];
 	uint64_t plan_bytes;
+	char sandbox[TEXT_MAX]; /* of the trainer; "": not known yet */
 	uint64_t preview_step;
 	char preview_path[PATH_MAX];
 	uint64_t free_bytes;

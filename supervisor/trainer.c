@@ -112,6 +112,8 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 	sup->trouble[0] = '\0';
 	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s", from);
 	take_plan(sup, body);
+	snprintf(sup->shown.sandbox, sizeof(sup->shown.sandbox), "%s",
+		json_get_text(body, "sandbox", ""));
 	sup->shown.step_seen = (uint64_t)json_get_int(body, "step", 0);
 	outages_trainer_ready(sup, from, sup->shown.step_seen);
 	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %lld on branch %lld",

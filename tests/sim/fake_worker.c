@@ -330,8 +330,9 @@ static int role_train(struct fake *fake)
 	if (code)
 		return code;
 	atomic_store(&fake->progress->step, record.step);
-	say(json_pack("{s:{s:I, s:i, s:s, s:s, s:s}}", "ready", "step", (json_int_t)record.step,
-		"branch", (int)record.branch, "from", from, "engine", "fake", "engine_reason", ""));
+	say(json_pack("{s:{s:I, s:i, s:s, s:s, s:s, s:s}}", "ready", "step",
+		(json_int_t)record.step, "branch", (int)record.branch, "from", from, "engine",
+		"fake", "engine_reason", "", "sandbox", "none: a fake"));
 	if ((long)record.step == fake->poison)
 		raise(SIGABRT);
 	if (fake->babble)

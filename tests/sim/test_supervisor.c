@@ -27,6 +27,7 @@ static void a_run_trains_saves_and_ends(void **state)
 	json_t *now = sim_await(fx, "finished", 40, 0);
 
 	assert_int_equal(sim_newest_step(now), 40);
+	assert_string_equal(json_get_text(now, "sandbox", ""), "none: a fake");
 	assert_int_equal(sim_number(json_object_get(now, "slots"), "count"), 0);
 	assert_int_equal(sim_number(now, "restarts"), 0);
 	json_decref(now);

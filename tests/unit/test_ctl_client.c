@@ -33,6 +33,7 @@ static const char status_reply[] = REPLY(
 	"\"slots\":{\"count\":3,\"bytes\":140509184,\"text\":\"no step is lost\"},"
 	"\"engine\":{\"name\":\"openblas\",\"reason\":\"auto\",\"threads\":2,\"plan_bytes\":"
 	"1048576},"
+	"\"sandbox\":\"seccomp: no Landlock: this kernel has none\","
 	"\"storage\":{\"ok\":false,\"text\":\"disk full\",\"free_bytes\":4096},"
 	"\"warnings\":[\"the disk is full\"]}}");
 
@@ -60,6 +61,7 @@ static void test_p11_status_says_what_the_daemon_said(void **unused)
 	ASSERT_HAS(ran.out, "last save failed: No space left");
 	ASSERT_HAS(ran.out, "3, on rung 1 of the ladder, last: killed by SIGSEGV");
 	ASSERT_HAS(ran.out, "3, 134 MiB: no step is lost");
+	ASSERT_HAS(ran.out, "sandbox     seccomp: no Landlock: this kernel has none");
 	ASSERT_HAS(ran.out, "1 kept corrupt; reading step-000001100-b0002, 1.0 MiB of 4.0 MiB");
 	ASSERT_HAS(ran.out, "WARNING");
 	/* A terminal obeys nothing that came from a worker. */
