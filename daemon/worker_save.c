@@ -254,8 +254,13 @@ static int save(struct saver *saver)
 	struct checkpoint_info parent;
 	bool stale = false;
 	struct error err;
-	int r;
+	int r = recovery_repair_catalog(
+		worker->start.run_dir, worker->run_fd, &saver->run, worker_report, worker, &err);
 
+	/* The checkpoint is what matters: it can stand without a row. */
+	if (r < 0)
+		worker_event(&worker->link, "catalog", "warning", saver->record.step,
+			"the catalog cannot be made anew now: %s", err.text);
 	if (open_parent(worker, &parent)) {
 		source.parent_root = parent.root;
 		stale = checkpoint_weights_stale(&parent, &source);

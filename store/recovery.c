@@ -396,3 +396,16 @@ int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,
 	free(p.unlinks);
 	return rc;
 }
+
+int recovery_repair_catalog(const char *run_dir, int run_fd, const struct run *run,
+	recovery_report *report, void *context, struct error *err)
+{
+	struct recovery_summary summary;
+	struct catalog *catalog = NULL;
+	int rc = catalog_open(run_dir, CATALOG_WRITE, &catalog, err);
+
+	catalog_close(catalog);
+	if (rc != -ENOENT && rc != -EBADMSG)
+		return 0;
+	return recovery_prepare(run_dir, run_fd, run, report, context, &summary, err);
+}

@@ -28,6 +28,11 @@ struct recovery_summary {
 int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,
 	recovery_report *report, void *context, struct recovery_summary *ret, struct error *err);
 
+/* For a save before its first byte: makes a catalog that was lost or damaged under a running daemon
+ * anew, as a start would; nobody else may be saving. 0 also when nothing is to be done. */
+int recovery_repair_catalog(const char *run_dir, int run_fd, const struct run *run,
+	recovery_report *report, void *context, struct error *err);
+
 /* Newest first on the line: reads, hashes, marks what fails, until one verifies. Fills block (one
  * whole block) and sums. -ENOENT: none on the line at all; -EAGAIN: none verifies and some are only
  * unreadable or refused now (wait and try again: never start from scratch); -EBADMSG: all are

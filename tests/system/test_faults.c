@@ -1,5 +1,5 @@
-/* P7 and P9, the whole system: saves that find no room (tests/disk/test_full_disk.c fills real file
- * systems), and what a person gets wrong. */
+/* P7, P8 and P9, the whole system: saves that find no room (tests/disk/test_full_disk.c fills real
+ * file systems), databases that are lost under a running daemon, and what a person gets wrong. */
 #include "tests/system/rig.h"
 
 #include <errno.h>
@@ -96,6 +96,52 @@ static void p7_a_quota_costs_the_oldest_checkpoint(void **unused)
 	rig_close(&rig);
 }
 
+static void overwrite(const char *path)
+{
+	static const char garbage[512] = "garbage";
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite(fd, garbage, sizeof(garbage), 0), sizeof(garbage));
+	close(fd);
+}
+
+static void remove_file(const char *path)
+{
+	assert_int_equal(unlink(path), 0);
+}
+
+static void save_after(struct rig *rig, int64_t *step, char id[64])
+{
+	rig_wait(rig, "steps", is_step, *step + 5);
+	rig_save(rig, id, step);
+}
+
+/* By the next save: else nothing would ever be deleted again. */
+static void p8_a_catalog_lost_under_a_running_daemon_is_made_anew(void **unused)
+{
+	void (*const losses[])(const char *path) = {remove_file, overwrite};
+	char path[2 * RIG_PATH_MAX], ids[3][64], state[32];
+	int64_t step = 0;
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, NULL);
+	snprintf(path, sizeof(path), "%s/catalog.sqlite", rig.run_dir);
+	save_after(&rig, &step, ids[0]);
+	for (int i = 0; i < 2; i++) {
+		losses[i](path);
+		save_after(&rig, &step, ids[1 + i]);
+		rig_checkpoint_state(&rig, ids[1 + i], state);
+		assert_string_equal(state, "verified");
+		rig_checkpoint_state(&rig, ids[i], state);
+		assert_string_equal(state, "found");
+	}
+	assert_true(rig_event(&rig, "catalog", "was rebuilt from", 0, (char[256]){0}) > 0);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
 /* In the foreground a person is there: one line, exit 78, nothing begun. */
 static void expect_refusal(struct rig *rig, const char *a, const char *b)
 {
@@ -166,6 +212,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p7_saving_resumes_by_itself_after_a_full_disk),
 		cmocka_unit_test(p7_a_quota_costs_the_oldest_checkpoint),
+		cmocka_unit_test(p8_a_catalog_lost_under_a_running_daemon_is_made_anew),
 		cmocka_unit_test(p9_what_a_person_gets_wrong_is_one_line_and_exit_78),
 		cmocka_unit_test(p9_ckptctl_without_a_daemon_says_so_and_exits_3),
 	};
