@@ -127,6 +127,7 @@ int history_fail(struct history *history, struct error *err, const char *doing)
 		: (code & 0xff) == SQLITE_BUSY ? -EBUSY
 					       : -EIO;
 
+	history->broken = history->broken || (rc == -EIO && (code & 0xff) != SQLITE_NOMEM);
 	return error_set(
 		err, rc, "history: cannot %s: %s (%d)", doing, sqlite3_errmsg(history->db), code);
 }
@@ -214,6 +215,7 @@ static int open_file(const char *run_dir, int run_fd, struct history **ret, stru
 {
 	char path[PATH_SIZE];
 	struct history *history;
+	struct stat stat;
 	int fd, rc;
 
 	if (snprintf(path, sizeof(path), "%s/%s", run_dir, HISTORY_NAME) >= (int)sizeof(path))
@@ -224,10 +226,14 @@ static int open_file(const char *run_dir, int run_fd, struct history **ret, stru
 		return -EBADMSG;
 	if (fd < 0)
 		return error_set(err, fd, "history: cannot open it: %s", strerror(-fd));
+	rc = sys_fstat(fd, &stat);
 	sys_close(fd);
+	if (rc < 0)
+		return error_set(err, rc, "history: cannot open it: %s", strerror(-rc));
 	history = calloc(1, sizeof(*history));
 	if (history == NULL)
 		return error_set(err, -ENOMEM, "no memory for the history");
+	history->inode = stat.st_ino;
 	if (sqlite3_open_v2(path, &history->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX,
 		    database_vfs()) == SQLITE_OK)
 		rc = use(history, err);
@@ -288,6 +294,19 @@ int history_open(const char *run_dir, int run_fd, struct history **ret, bool *re
 			err, rc, "history: cannot set the broken one aside: %s", strerror(-rc));
 	rc = open_file(run_dir, run_fd, ret, err);
 	return rc == -EBADMSG ? error_set(err, rc, "history: cannot create a new one") : rc;
+}
+
+bool history_is_broken(const struct history *history)
+{
+	return history->broken;
+}
+
+bool history_is_gone(const struct history *history, int run_fd)
+{
+	struct stat stat;
+	int rc = sys_fstatat(run_fd, HISTORY_NAME, &stat);
+
+	return rc == -ENOENT || (rc == 0 && stat.st_ino != history->inode);
 }
 
 void history_close(struct history *history)

@@ -18,6 +18,10 @@ struct history; /* one connection; used by one thread */
 int history_open(const char *run_dir, int run_fd, struct history **ret, bool *ret_was_lost,
 	struct error *err);
 void history_close(struct history *history);
+/* Under a running daemon: an answer was none, or the file is gone or another one. Then it is to be
+ * closed and opened again. */
+bool history_is_broken(const struct history *history);
+bool history_is_gone(const struct history *history, int run_fd);
 
 struct history_attempt {
 	int64_t id; /* filled in by begin */

@@ -39,10 +39,13 @@ enum statement {
 struct history {
 	sqlite3 *db;
 	sqlite3_stmt *statements[STATEMENT_COUNT];
+	uint64_t inode; /* of the file that was opened */
+	bool broken;    /* an answer was none: only opening it again helps, or setting it aside */
 	uint64_t thinned_to; /* below this step all is thinned; starts over at each open */
 };
 
-/* What SQLite says is wrong, as an error: -ENOSPC, -EBUSY or -EIO. */
+/* What SQLite says is wrong, as an error: -ENOSPC, -EBUSY or -EIO. Notes when it may be the file.
+ */
 int history_fail(struct history *history, struct error *err, const char *doing);
 void history_bind_text(sqlite3_stmt *statement, int index, const char *text);
 void history_bind_number(sqlite3_stmt *statement, int index, uint64_t number);

@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #define LAST_GOOD_MAX ((size_t)256 << 10)
-#define HISTORY_RETRY_NS (10 * NSEC_PER_SEC)
 
 struct books *books_new(void)
 {
@@ -201,22 +200,6 @@ static int load_or_remake(struct open_job *open)
 	if (code < 0 && code != -ENOENT)
 		*err = remake_error;
 	return code;
-}
-
-struct history *books_history(struct books *books)
-{
-	struct error error;
-	bool lost = false;
-
-	if (books->history || books->run_fd < 0 || clock_monotonic_ns() < books->history_retry_ns)
-		return books->history;
-	books->history_retry_ns = clock_monotonic_ns() + HISTORY_RETRY_NS;
-	if (history_open(books->run_dir, books->run_fd, &books->history, &lost, &error) < 0)
-		books->history = NULL;
-	else if (lost)
-		history_event(books->history, clock_wall_ns(), "history-lost", "warning", 0,
-			"history.sqlite was not readable: set aside, a new one begins", &error);
-	return books->history;
 }
 
 static void keep_folder(struct books *books, const struct open_job *open)

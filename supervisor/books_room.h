@@ -16,10 +16,11 @@ struct books_attempt {
 struct books {
 	char run_dir[PATH_MAX];
 	int run_fd, checkpoints_fd; /* -1: no run yet */
-	struct history *history;
-	uint64_t outage_token; /* of the row written last */
-	int64_t outage_id;     /* NULL: cannot be opened now */
+	struct history *history;    /* NULL: cannot be opened now */
+	bool history_was_open;      /* in this life */
 	nsec_t history_retry_ns;
+	uint64_t outage_token; /* of the row written last */
+	int64_t outage_id;
 	struct books_attempt attempts[BOOKS_ATTEMPTS];
 };
 

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sqlite3.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -111,6 +112,16 @@ static void remove_file(const char *path)
 	assert_int_equal(unlink(path), 0);
 }
 
+static void drop_events(const char *path)
+{
+	sqlite3 *db;
+
+	assert_int_equal(sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, NULL), SQLITE_OK);
+	sqlite3_busy_timeout(db, 5000);
+	assert_int_equal(sqlite3_exec(db, "DROP TABLE event", NULL, NULL, NULL), SQLITE_OK);
+	assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
 static void save_after(struct rig *rig, int64_t *step, char id[64])
 {
 	rig_wait(rig, "steps", is_step, *step + 5);
@@ -138,6 +149,36 @@ static void p8_a_catalog_lost_under_a_running_daemon_is_made_anew(void **unused)
 		assert_string_equal(state, "found");
 	}
 	assert_true(rig_event(&rig, "catalog", "was rebuilt from", 0, (char[256]){0}) > 0);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
+static void p8_a_history_lost_under_a_running_daemon_begins_anew(void **unused)
+{
+	void (*const losses[])(const char *path) = {remove_file, overwrite, drop_events};
+	char path[2 * RIG_PATH_MAX], id[64], part[64], text[256];
+	int64_t step = 0;
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=1000000");
+	rig_start(&rig, NULL);
+	snprintf(path, sizeof(path), "%s/history.sqlite", rig.run_dir);
+	for (int i = 0; i < 3; i++) {
+		save_after(&rig, &step, id);
+		snprintf(part, sizeof(part), "step %lld of", (long long)step);
+		assert_true(rig_event(&rig, "saved", part, 0, text) > 0);
+		usleep(1500000); /* one that breaks at once again is left alone for a second */
+		losses[i](path);
+		save_after(&rig, &step, id);
+		snprintf(part, sizeof(part), "step %lld of", (long long)step);
+		assert_true(rig_event(&rig, "saved", part, 0, text) > 0);
+		assert_true(rig_event(&rig, "history-lost", "a new one begins", 0, text) > 0);
+	}
+	{
+		AUTO_JSON outages = rig_call(&rig, "Outages", NULL, NULL);
+
+		assert_true(*json_get_text(json_object_get(outages, "totals"), "since", ""));
+	}
 	assert_int_equal(rig_stop(&rig), 0);
 	rig_close(&rig);
 }
@@ -213,6 +254,7 @@ int main(void)
 		cmocka_unit_test(p7_saving_resumes_by_itself_after_a_full_disk),
 		cmocka_unit_test(p7_a_quota_costs_the_oldest_checkpoint),
 		cmocka_unit_test(p8_a_catalog_lost_under_a_running_daemon_is_made_anew),
+		cmocka_unit_test(p8_a_history_lost_under_a_running_daemon_begins_anew),
 		cmocka_unit_test(p9_what_a_person_gets_wrong_is_one_line_and_exit_78),
 		cmocka_unit_test(p9_ckptctl_without_a_daemon_says_so_and_exits_3),
 	};
