@@ -1,8 +1,8 @@
 /* The test's hands in the guest, a service of its systemd: reads one command a line from the serial
  * port of the virtual machine, words apart by blanks, runs it, and answers "CODE LENGTH\n" and
- * LENGTH bytes of output. `mark TEXT` is its own: one sector with TEXT to the end of the run's
- * disk, behind the file system, so that a log of the disk's writes says when the test knew
- * something. */
+ * LENGTH bytes of output. Two are its own: `mark TEXT` writes one sector with TEXT to the end of
+ * the run's disk, behind the file system, so that a log of the disk's writes says when the test
+ * knew something; `call SOCKET JSON` is one varlink call, for less than a program costs here. */
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -56,6 +58,30 @@ static int mark(const char *text)
 	return code;
 }
 
+/* 0 when an answer came; output is it, without its NUL. */
+static int call(const char *path, const char *request, char *output, size_t *length)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	ssize_t size = (ssize_t)strlen(request) + 1, got = 0;
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0 &&
+		send(fd, request, (size_t)size, MSG_NOSIGNAL) == size)
+		while (*length < OUTPUT_MAX &&
+			(got = read(fd, output + *length, OUTPUT_MAX - *length)) > 0) {
+			*length += (size_t)got;
+			if (output[*length - 1] == '\0')
+				break;
+		}
+	if (fd >= 0)
+		close(fd);
+	if (got <= 0)
+		return 1;
+	*length -= 1;
+	return 0;
+}
+
 /* The exit code, or 128 and the signal; output is filled as far as there is room. */
 static int run(char **words, char *output, size_t *length)
 {
@@ -90,6 +116,8 @@ static void answer(FILE *port, char *line, char *output)
 
 	if (count == 2 && strcmp(words[0], "mark") == 0)
 		code = mark(words[1]);
+	else if (count == 3 && strcmp(words[0], "call") == 0)
+		code = call(words[1], words[2], output, &length);
 	else if (count > 0)
 		code = run(words, output, &length);
 	fprintf(port, "%d %zu\n", code, length);

@@ -3,10 +3,12 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "proto/interface.h"
 #include "store/catalog.h"
 #include "store/checkpoint.h"
 #include "tests/crash/loop.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -21,14 +23,17 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#define BOOT_NS (90 * NSEC_PER_SEC)
-#define COMMAND_NS (90 * NSEC_PER_SEC)
+#define BOOT_NS (120 * NSEC_PER_SEC)
+#define COMMAND_NS (120 * NSEC_PER_SEC)
 #define WAIT_NS (300 * NSEC_PER_SEC)
-#define POLL_US 50000
+#define POLL_US 100000
+#define WORK_US 5000
+#define SOCKET "/run/ckptd/vm/ckptd.sock"
 #define NEST_MIB 4096
 #define OUTPUT_MAX ((size_t)4 << 20)
 #define IMAGE CKPTD_BUILD "/tests/vm/image"
@@ -52,7 +57,7 @@ static bool installed(const char *program)
 
 const char *vm_lacks(void)
 {
-	static const char *const programs[] = {"qemu-system-x86_64", "mmdebstrap", "cpio", "meson",
+	static const char *const programs[] = {"qemu-system-x86_64", "cpio", "lz4", "meson",
 		"ninja", "apt-get", "dpkg-deb", "systemd-sysusers"};
 	const char *lack = loop_lacks(file_systems);
 
@@ -253,11 +258,13 @@ static bool read_port(struct vm *vm, char *text, size_t size, bool line, nsec_t 
 	return !line;
 }
 
-static bool boot_once(struct vm *vm)
+void vm_power_on(struct vm *vm)
 {
-	char line[64];
 	int ends[2];
 
+	assert_int_equal(vm->qemu, 0);
+	vm_path("console", vm->console);
+	clock_format_utc(clock_wall_ns(), vm->powered);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
 	assert_int_equal(fcntl(ends[0], F_SETFD, FD_CLOEXEC), 0);
 	vm->qemu = fork();
@@ -267,14 +274,19 @@ static bool boot_once(struct vm *vm)
 	close(ends[1]);
 	vm->port = ends[0];
 	vm->boots++;
+}
+
+static bool boot_once(struct vm *vm)
+{
+	char line[64];
+
+	vm_power_on(vm);
 	return read_port(vm, line, sizeof(line), true, clock_monotonic_ns() + BOOT_NS) &&
 		strcmp(line, "ready") == 0;
 }
 
 void vm_boot(struct vm *vm)
 {
-	assert_int_equal(vm->qemu, 0);
-	vm_path("console", vm->console);
 	if (boot_once(vm))
 		return;
 	show_console(vm);
@@ -294,6 +306,21 @@ void vm_cut(struct vm *vm)
 	assert_int_equal(waitpid(vm->qemu, &status, 0), vm->qemu);
 	close(vm->port);
 	vm->qemu = 0;
+}
+
+void vm_work(struct vm *vm, nsec_t used)
+{
+	nsec_t deadline = clock_monotonic_ns() + WAIT_NS, begun = -1, now;
+	struct timespec time;
+	clockid_t clock;
+
+	assert_int_equal(clock_getcpuclockid(vm->qemu, &clock), 0);
+	do {
+		usleep(WORK_US);
+		assert_int_equal(clock_gettime(clock, &time), 0);
+		now = time.tv_sec * NSEC_PER_SEC + time.tv_nsec;
+		begun = begun < 0 ? now : begun;
+	} while (now - begun < used && clock_monotonic_ns() < deadline);
 }
 
 /* -- talking -- */
@@ -337,20 +364,28 @@ void vm_run(struct vm *vm, const char *command)
 	free(output);
 }
 
-static json_t *ask(struct vm *vm, const char *verb)
+/* The answer's parameter `name`, or NULL. A pause first: the guest has other work. */
+static json_t *ask(struct vm *vm, const char *method, const char *name)
 {
 	char *output;
-	json_t *answer = NULL;
+	json_t *parameter = NULL;
 
-	if (vm_try(vm, &output, "ckptctl --instance vm --json %s", verb) == 0)
-		answer = json_loads(output, 0, NULL);
+	usleep(POLL_US);
+	if (vm_try(vm, &output,
+		    "call " SOCKET " {\"method\":\"" PROTO_INTERFACE ".%s\",\"parameters\":{}}",
+		    method) == 0) {
+		AUTO_JSON answer = json_loads(output, 0, NULL);
+
+		parameter = json_incref(
+			json_object_get(json_object_get(answer, "parameters"), name));
+	}
 	free(output);
-	return answer;
+	return parameter;
 }
 
 json_t *vm_status(struct vm *vm)
 {
-	return ask(vm, "status");
+	return ask(vm, "Status", "status");
 }
 
 int64_t vm_resumed(struct vm *vm, int64_t after, int64_t *ret_id, char from[16])
@@ -359,7 +394,7 @@ int64_t vm_resumed(struct vm *vm, int64_t after, int64_t *ret_id, char from[16])
 	int64_t found = 0, step = -1;
 
 	while (found == 0) {
-		AUTO_JSON events = ask(vm, "events");
+		AUTO_JSON events = ask(vm, "Events", "events");
 
 		for (size_t i = 0; i < json_array_size(events); i++) {
 			const json_t *event = json_array_get(events, i);
@@ -369,6 +404,7 @@ int64_t vm_resumed(struct vm *vm, int64_t after, int64_t *ret_id, char from[16])
 			long long at;
 
 			if (id <= after || id <= found || text == NULL ||
+				strcmp(json_get_text(event, "time", ""), vm->powered) < 0 ||
 				sscanf(text, "goes on from %15s at step %lld", from, &at) != 2)
 				continue;
 			found = id;
@@ -376,8 +412,6 @@ int64_t vm_resumed(struct vm *vm, int64_t after, int64_t *ret_id, char from[16])
 		}
 		if (found == 0 && clock_monotonic_ns() > deadline)
 			vm_fail(vm, "no trainer goes on");
-		if (found == 0)
-			usleep(POLL_US);
 	}
 	*ret_id = found;
 	return step;
@@ -394,7 +428,6 @@ void vm_wait_finished(struct vm *vm)
 			return;
 		if (clock_monotonic_ns() > deadline)
 			vm_fail(vm, "the run does not finish");
-		usleep(POLL_US);
 	}
 }
 
@@ -460,6 +493,67 @@ static void read_newest(const char *dir, struct vm_found *ret)
 	close(dir_fd);
 }
 
+/* What the newest of the run's files says was under way. */
+static const char *under_way(const char *dir)
+{
+	struct catalog_row *rows = NULL;
+	struct catalog *catalog = NULL;
+	struct error err;
+	uint32_t count = 0, bad;
+	const char *phase = "training";
+	char path[2 * VM_PATH_MAX + 16];
+
+	if (catalog_open(dir, CATALOG_READ, &catalog, &err) == 0)
+		catalog_list(catalog, &rows, &count, &bad, &err);
+	snprintf(path, sizeof(path), "%s/checkpoints", dir);
+	DIR *folder = opendir(path);
+
+	for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
+		char *suffix = strstr(entry->d_name, CHECKPOINT_SUFFIX);
+		uint32_t i = 0;
+
+		if (strstr(entry->d_name, ".partial") != NULL)
+			phase = "saving";
+		if (entry->d_name[0] == '.' || suffix == NULL)
+			continue;
+		*suffix = '\0';
+		while (i < count && strcmp(rows[i].id, entry->d_name) != 0)
+			i++;
+		if (i == count)
+			phase = "catalog write";
+		else if (rows[i].state == CHECKPOINT_DELETED)
+			phase = "deletion";
+	}
+	if (folder != NULL)
+		closedir(folder);
+	free(rows);
+	if (catalog != NULL)
+		catalog_close(catalog);
+	return phase;
+}
+
+/* Mounts a copy of the disk; false when it cannot be. */
+static bool mount_copy(const char *disk, char copy[VM_PATH_MAX], char folder[VM_PATH_MAX])
+{
+	vm_path("copy", copy);
+	vm_path("mounted", folder);
+	assert_true(loop_clone(disk, copy));
+	return loop_mount(copy, folder, "ext4", "");
+}
+
+const char *vm_under_way(const char *disk)
+{
+	char copy[VM_PATH_MAX], folder[VM_PATH_MAX], dir[2 * VM_PATH_MAX];
+	const char *phase;
+
+	assert_true(mount_copy(disk, copy, folder));
+	snprintf(dir, sizeof(dir), "%s/vm", folder);
+	phase = under_way(dir);
+	assert_true(loop_unmount(folder));
+	assert_int_equal(unlink(copy), 0);
+	return phase;
+}
+
 void vm_look(const char *disk, struct vm_found *ret)
 {
 	char copy[VM_PATH_MAX], folder[VM_PATH_MAX], dir[2 * VM_PATH_MAX];
@@ -467,13 +561,10 @@ void vm_look(const char *disk, struct vm_found *ret)
 	const char *const again[] = {CKPTD_BUILD "/ctl/ckptctl", "fsck", dir, NULL};
 
 	*ret = (struct vm_found){.whole = true};
-	vm_path("copy", copy);
-	vm_path("mounted", folder);
-	snprintf(dir, sizeof(dir), "%s/vm", folder);
-	assert_true(loop_clone(disk, copy));
-	if (!loop_mount(copy, folder, "ext4", "")) {
+	if (!mount_copy(disk, copy, folder)) {
 		*ret = (struct vm_found){.text = "the file system cannot be mounted"};
 	} else {
+		snprintf(dir, sizeof(dir), "%s/vm", folder);
 		/* The first says whether there was something to repair. */
 		loop_run(fsck);
 		if (!loop_run(again)) {

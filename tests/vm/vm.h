@@ -3,6 +3,7 @@
  * test when something is not as it must be, and shows the console. */
 #pragma once
 
+#include "base/clock.h"
 #include "base/digest.h"
 #include "proto/json.h"
 
@@ -11,7 +12,8 @@
 #include <sys/types.h>
 
 #define VM_PATH_MAX 128
-#define VM_STEPS 24 /* of the run in the image */
+#define VM_STEPS 12   /* of the run in the image */
+#define VM_INTERVAL 2 /* steps between its saves */
 
 struct vm {
 	pid_t qemu; /* 0: it is off */
@@ -20,6 +22,7 @@ struct vm {
 	const char *disk, *log; /* of the run; log: of the disk's writes, may be NULL */
 	bool no_sync;           /* guest_nosync.c in all of its processes */
 	uint32_t boots, retries;
+	char powered[CLOCK_TEXT_SIZE]; /* when it came on; the guest has our clock */
 };
 
 /* NULL, or what this machine does not give. */
@@ -35,6 +38,11 @@ void vm_path(const char *name, char path[VM_PATH_MAX]);
 void vm_make_disk(const char *path);
 /* The power comes on; returns when the guest can be talked to. One retry. */
 void vm_boot(struct vm *vm);
+/* The power comes on, and nothing is waited for. */
+void vm_power_on(struct vm *vm);
+/* Until the machine's processors worked for so long: however busy this one is, the guest is then
+ * about where it always is. */
+void vm_work(struct vm *vm, nsec_t used);
 /* The power goes. */
 void vm_cut(struct vm *vm);
 /* Words apart by blanks; the exit code. ret_output (may be NULL) is malloc'ed. */
@@ -44,11 +52,14 @@ int vm_try(struct vm *vm, char **ret_output, const char *format, ...)
 void vm_run(struct vm *vm, const char *command);
 /* NULL while nobody answers. */
 json_t *vm_status(struct vm *vm);
-/* Where the newest trainer whose event comes after the event `after` went on: its step and from
- * what ("memory", "checkpoint", "scratch"); *ret_id its event. Waits. */
+/* Where the newest trainer of this boot, by an event after the event `after`, went on: its step and
+ * from what ("memory", "checkpoint", "scratch"); *ret_id its event. Waits. */
 int64_t vm_resumed(struct vm *vm, int64_t after, int64_t *ret_id, char from[16]);
 /* Until the run is finished. */
 void vm_wait_finished(struct vm *vm);
+
+/* What a power that just went interrupted: training, saving, catalog write, deletion. */
+const char *vm_under_way(const char *disk);
 
 /* What a start finds on a disk whose power is off, with fsck on a copy. */
 struct vm_found {
