@@ -6,8 +6,8 @@ cd "$(dirname "$0")"
 build=${BUILD:-build}
 packages='gcc libc6-dev meson ninja-build pkg-config libuv1-dev libsqlite3-dev libsodium-dev
 libopenblas-openmp-dev libjansson-dev libinih-dev libspng-dev libjpeg-dev libcmocka-dev'
-test_packages='e2fsprogs xfsprogs btrfs-progs systemd-container systemd' # only where every test must run
-vm_packages='qemu-system-x86 mmdebstrap cpio' # only for the suite vm
+# Only where every test must run.
+test_packages='e2fsprogs xfsprogs btrfs-progs systemd-container systemd qemu-system-x86 cpio lz4'
 fuzz_packages='clang libomp-dev'
 lint_packages='clang clang-format libomp-dev'
 
@@ -23,8 +23,8 @@ usage()
 	                  (disk-full: the suite disk over every bit and call, about two hours;
 	                  crash-full: over 100,000 states that a power cut can leave, cuts-full: 1,200
 	                  cuts on ext4, xfs and btrfs, as root; chaos-full: over 1,000 faults of all
-	                  kinds; vm: power cuts of a Debian with systemd in QEMU, minutes, only when
-	                  named, as root; vm-full: 50 of them)
+	                  kinds; vm-full: 50 power cuts of a Debian with systemd in QEMU, as root, about
+	                  half an hour)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
 	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint; see bench/run)
 	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
@@ -125,7 +125,6 @@ run_tests()
 		shift
 		count=$((count - 1))
 	done
-	[ $# -gt 0 ] || set -- --no-suite vm
 	rm -f "$build/meson-logs/testlog.txt"
 	status=0
 	meson test -C "$build" --no-rebuild --print-errorlogs --timeout-multiplier "$patience" \
@@ -239,10 +238,6 @@ test)
 	setup
 	# shellcheck disable=SC2086
 	[ -z "${CI:-}" ] || install_packages $test_packages
-	case " $* " in
-	# shellcheck disable=SC2086
-	*' vm'*) [ -z "${CI:-}" ] || install_packages $vm_packages ;;
-	esac
 	compile "$build"
 	run_tests "$@"
 	;;
