@@ -206,9 +206,8 @@ static int read_seed(int fd, uint8_t seed[SIGN_SEED_BYTES])
 	return rc;
 }
 
-int sign_key_read(const char *where, struct sign_key *ret, struct error *err)
+int sign_key_open(const char *where, struct error *err)
 {
-	uint8_t seed[SIGN_SEED_BYTES];
 	char path[PATH_MAX];
 	int fd, rc = find_key(where, path, err);
 
@@ -218,6 +217,17 @@ int sign_key_read(const char *where, struct sign_key *ret, struct error *err)
 	if (fd < 0)
 		return error_set(err, fd, "signing key %s: %s", where, strerror(-fd));
 	rc = check_mode(where, fd, err);
+	if (rc == 0)
+		return fd;
+	sys_close(fd);
+	return rc;
+}
+
+int sign_key_take(int fd, const char *where, struct sign_key *ret, struct error *err)
+{
+	uint8_t seed[SIGN_SEED_BYTES];
+	int rc = check_mode(where, fd, err);
+
 	if (rc == 0) {
 		rc = read_seed(fd, seed);
 		if (rc == -EINVAL)
@@ -226,10 +236,20 @@ int sign_key_read(const char *where, struct sign_key *ret, struct error *err)
 		else if (rc < 0)
 			error_set(err, rc, "signing key %s: %s", where, strerror(-rc));
 	}
-	sys_close(fd);
 	if (rc == 0)
 		sign_key_from_seed(seed, ret);
 	sodium_memzero(seed, sizeof(seed));
+	return rc;
+}
+
+int sign_key_read(const char *where, struct sign_key *ret, struct error *err)
+{
+	int fd = sign_key_open(where, err), rc;
+
+	if (fd < 0)
+		return fd;
+	rc = sign_key_take(fd, where, ret, err);
+	sys_close(fd);
 	return rc;
 }
 

@@ -43,6 +43,10 @@ int sign_key_create(const char *path, struct sign_public *ret, struct error *err
 /* where: a path, or credential:NAME, a file of $CREDENTIALS_DIRECTORY (systemd's
  * LoadCredential=). A plain path must be ours or root's and closed to all others (-EPERM). */
 int sign_key_read(const char *where, struct sign_key *ret, struct error *err);
+/* The two halves of that, when one process opens the file and another takes the key: a descriptor
+ * (or -errno), and what stands there; each looks at owner and mode. */
+int sign_key_open(const char *where, struct error *err);
+int sign_key_take(int fd, const char *where, struct sign_key *ret, struct error *err);
 /* Appends to keys; more than max is -E2BIG. */
 int sign_trusted_read(const char *path, struct sign_public *keys, uint32_t max, uint32_t *count,
 	struct error *err);

@@ -100,9 +100,13 @@ static int open_run(struct worker *worker)
 /* What cannot be read makes nothing trusted; whether that is an error is the role's affair. */
 static void set_trust(struct worker *worker)
 {
+	const struct worker_start *start = &worker->start;
 	struct error err;
 
-	worker->trust_code = trust_read(&worker->start.config, &worker->trust, &err);
+	worker->trust_code = trust_gather(
+		&start->config, start->has_signer ? &start->signer : NULL, &worker->trust, &err);
+	if (start->config.signing_key[0] != '\0' && !start->has_signer)
+		worker->trust_code = error_set(&err, -ENOKEY, "%s", start->signer_error);
 	snprintf(worker->trust_text, sizeof(worker->trust_text), "%s",
 		worker->trust_code < 0 ? err.text : "");
 	trust_set(&worker->trust);

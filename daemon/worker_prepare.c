@@ -25,6 +25,22 @@ static void report_data(void *context, const char *level, const char *text)
 	worker_event(&worker->link, "data", level, 0, "%s", text);
 }
 
+/* Landlock opens folders whole. */
+static void warn_of_key(struct worker *worker, const char *folder)
+{
+	char key[PATH_MAX], whole[PATH_MAX];
+	size_t length;
+
+	if (!realpath(worker->start.config.signing_key, key) || !realpath(folder, whole))
+		return;
+	length = strlen(whole);
+	if (strncmp(key, whole, length) == 0 && key[length] == '/')
+		worker_event(&worker->link, "sandbox", "warning", 0,
+			"the signing key lies below %s, which is open to the process that decodes "
+			"pictures: move it away",
+			folder);
+}
+
 /* A data_confine. Headers of checkpoints are still to be read. */
 static void confine_to_pictures(void *context, const char *const *folders, uint64_t count)
 {
@@ -39,6 +55,8 @@ static void confine_to_pictures(void *context, const char *const *folders, uint6
 	all[1] = (struct landlock_folder){checkpoints, LANDLOCK_READ};
 	for (uint64_t i = 0; i < count; i++)
 		all[i + 2] = (struct landlock_folder){folders[i], LANDLOCK_READ};
+	for (uint64_t i = 0; i < count + 2; i++)
+		warn_of_key(worker, all[i].path);
 	worker_confine_files(worker, all, count + 2);
 	free(all);
 }

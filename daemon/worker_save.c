@@ -149,9 +149,21 @@ static int open_model(struct saver *saver, struct error *err)
 /* Never unsigned instead: who wants signatures would find out too late. */
 static int open_key(struct saver *saver, struct error *err)
 {
-	const char *where = saver->worker->start.config.signing_key;
+	const struct worker_start *start = &saver->worker->start;
+	int r;
 
-	return where[0] != '\0' ? sign_key_read(where, &saver->key, err) : 0;
+	if (start->config.signing_key[0] == '\0')
+		return 0;
+	if (!start->has_signer)
+		return error_set(err, -ENOKEY, "%s", start->signer_error);
+	r = sign_key_take(LINK_KEY_FD, start->config.signing_key, &saver->key, err);
+	if (r == 0 && !sign_public_equal(&saver->key.public, &start->signer)) {
+		sign_key_wipe(&saver->key);
+		return error_set(err, -ESTALE,
+			"signing key %s: it is another one than at the start: reload",
+			start->config.signing_key);
+	}
+	return r;
 }
 
 static int open_store(struct saver *saver, struct error *err)

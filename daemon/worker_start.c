@@ -31,6 +31,26 @@ static int bounded(const json_t *start, const char *key, int64_t fallback, int64
 	return 0;
 }
 
+/* Nothing at all is what a supervisor says that knows no keys. */
+static int parse_signer(const json_t *start, struct worker_start *ret, struct error *err)
+{
+	const char *signer = json_get_text(start, "signer", "");
+
+	if (copy_text(start, "signer_error", false, ret->signer_error, sizeof(ret->signer_error),
+		    err) < 0)
+		return -EINVAL;
+	if (ret->signer_error[0] == '\0')
+		snprintf(ret->signer_error, sizeof(ret->signer_error),
+			"signing key %s: the supervisor did not read it", ret->config.signing_key);
+	if (signer[0] == '\0')
+		return 0;
+	if (strlen(signer) != SIGN_PUBLIC_HEX_SIZE - 1 ||
+		bytes_from_hex(signer, ret->signer.bytes, SIGN_PUBLIC_BYTES) < 0)
+		return error_set(err, -EINVAL, "the start frame's 'signer' is no public key");
+	ret->has_signer = true;
+	return 0;
+}
+
 static int parse_run(const json_t *start, struct worker_start *ret, struct error *err)
 {
 	const char *run_id = json_get_text(start, "run_id", "");
@@ -120,6 +140,8 @@ int worker_start_parse(
 	if (r < 0)
 		return r;
 	r = parse_run(start, ret, err);
+	if (r == 0)
+		r = parse_signer(start, ret, err);
 	if (r < 0)
 		return r;
 	if (strcmp(role, "save") == 0)

@@ -3,6 +3,7 @@
 
 #include "base/config.h"
 #include "base/error.h"
+#include "base/sign.h"
 #include "proto/json.h"
 #include "store/run.h"
 
@@ -21,6 +22,9 @@ struct worker_start {
 	bool resume_memory; /* else from disk */
 	uint32_t threads;   /* 0: as configured */
 	char engine[32];    /* forced by the ladder; "" none */
+	bool has_signer;    /* public half of signing_key ... */
+	struct sign_public signer;
+	char signer_error[ERROR_TEXT_MAX]; /* ... or why there is none */
 	/* save */
 	uint32_t attempt;
 	bool foreground, copy;

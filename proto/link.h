@@ -9,7 +9,8 @@
  * Supervisor to worker, first:
  *   {"start": {"role": "train", "parent_pid": N, "run_dir": "/abs/path", "config": {key: text},
  *              "run_id": hex, "run_created": bool (step 0 is allowed), "resume": "memory"|"disk",
- *              "threads": N (0 = all), "engine": "openblas"|"" (forced by the ladder)}}
+ *              "threads": N (0 = all), "engine": "openblas"|"" (forced by the ladder),
+ *              "signer": public half of signing_key in hex or "", "signer_error": why "" or ""}}
  *   role save adds   "attempt": N, "foreground": bool (normal priority, all cores),
  *                    "copy": bool (training waits for the slot: copy it first)
  *   role verify adds "id": text ("" = all kept ones)
@@ -53,6 +54,7 @@
 #define LINK_STATE_FD 4    /* state memfd (train, save); else /dev/null */
 #define LINK_PROGRESS_FD 5 /* progress memfd (train, prepare); else /dev/null */
 #define LINK_LOCK_FD 6     /* the run's flock, inherited so that it outlives nobody */
+#define LINK_KEY_FD 7      /* the file of signing_key (save alone); else /dev/null */
 
 enum link_exit {
 	LINK_EXIT_DONE = 0,

@@ -6,31 +6,33 @@
 
 static struct trust policy;
 
-int trust_read(const struct config *config, struct trust *ret, struct error *err)
+int trust_gather(const struct config *config, const struct sign_public *own, struct trust *ret,
+	struct error *err)
 {
-	struct sign_key key;
-	int rc = 0;
-
 	memset(ret, 0, sizeof(*ret));
 	ret->require = config->require_signature;
 	ret->only_listed = config->signing_key[0] != '\0' || config->trusted_keys[0] != '\0';
-	if (config->signing_key[0] != '\0') {
-		rc = sign_key_read(config->signing_key, &key, err);
-		if (rc == 0) {
-			ret->keys[ret->key_count++] = key.public;
-			ret->has_own = true;
-			sign_key_wipe(&key);
-		}
+	if (own) {
+		ret->keys[ret->key_count++] = *own;
+		ret->has_own = true;
 	}
-	if (config->trusted_keys[0] != '\0') {
-		struct error why;
-		int trusted = sign_trusted_read(
-			config->trusted_keys, ret->keys, TRUST_KEYS_MAX, &ret->key_count, &why);
+	if (config->trusted_keys[0] == '\0')
+		return 0;
+	return sign_trusted_read(
+		config->trusted_keys, ret->keys, TRUST_KEYS_MAX, &ret->key_count, err);
+}
 
-		if (trusted < 0 && rc == 0)
-			rc = error_set(err, trusted, "%s", why.text);
-	}
-	return rc;
+int trust_read(const struct config *config, struct trust *ret, struct error *err)
+{
+	struct sign_key key;
+	struct error why;
+	bool wanted = config->signing_key[0] != '\0';
+	int rc = wanted ? sign_key_read(config->signing_key, &key, err) : 0, trusted;
+
+	trusted = trust_gather(config, wanted && rc == 0 ? &key.public : NULL, ret, &why);
+	if (wanted && rc == 0)
+		sign_key_wipe(&key);
+	return rc < 0 || trusted == 0 ? rc : error_set(err, trusted, "%s", why.text);
 }
 
 void trust_set(const struct trust *trust)

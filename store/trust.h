@@ -19,6 +19,9 @@ struct trust {
 /* From signing_key, trusted_keys and require_signature. On an error what could be read is there all
  * the same, and nothing else is trusted. */
 int trust_read(const struct config *config, struct trust *ret, struct error *err);
+/* The same for one who may not read the key: own is its public half, or NULL. */
+int trust_gather(const struct config *config, const struct sign_public *own, struct trust *ret,
+	struct error *err);
 void trust_set(const struct trust *trust);
 /* signer: NULL for a checkpoint that is not signed. -EPROTONOSUPPORT and why. */
 int trust_check(const struct sign_public *signer, struct error *err);

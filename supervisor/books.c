@@ -124,6 +124,8 @@ void books_reload_work(struct ledger_job *job, void *room)
 	struct reload_job *reload = (struct reload_job *)job;
 
 	job->result = config_resolve(&reload->source, &reload->config, &job->error);
+	if (job->result == 0)
+		signing_read(reload->config.signing_key, &reload->signing);
 }
 
 void books_last_good_work(struct ledger_job *job, void *room)

@@ -16,6 +16,7 @@
 #include "store/run.h"
 #include "store/scrub.h"
 #include "supervisor/restart.h"
+#include "supervisor/signing.h"
 
 #include <limits.h>
 #include <sys/types.h>
@@ -84,8 +85,9 @@ void books_last_good_work(struct ledger_job *job, void *room);
 struct reload_job {
 	struct book_job head;
 	struct config_source source;
-	struct config config; /* out */
-	void *call;           /* who asked, or NULL */
+	struct config config;   /* out */
+	struct signing signing; /* out, owned: of that configuration */
+	void *call;             /* who asked, or NULL */
 };
 void books_reload_work(struct ledger_job *job, void *room);
 

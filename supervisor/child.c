@@ -23,7 +23,7 @@
 extern char **environ;
 
 #define ENVIRONMENT_MAX 512
-#define STDIO_COUNT (LINK_LOCK_FD + 1)
+#define STDIO_COUNT (LINK_KEY_FD + 1)
 
 struct send_request {
 	uv_write_t write;
@@ -291,9 +291,10 @@ void child_send(struct child *child, json_t *frame)
 
 static bool keep_variable(const char *entry)
 {
-	static const char *const ours[] = {"NOTIFY_SOCKET=", "LISTEN_FDS=", "LISTEN_PID=",
-		"LISTEN_FDNAMES=", "WATCHDOG_USEC=", "WATCHDOG_PID=", "JOURNAL_STREAM=",
-		"OMP_NUM_THREADS=", "OPENBLAS_NUM_THREADS=", "GOMP_SPINCOUNT="};
+	static const char *const ours[] = {
+		"NOTIFY_SOCKET=", "LISTEN_FDS=", "LISTEN_PID=", "LISTEN_FDNAMES=", "WATCHDOG_USEC=",
+		"WATCHDOG_PID=", "JOURNAL_STREAM=", "CREDENTIALS_DIRECTORY=", "OMP_NUM_THREADS=",
+		"OPENBLAS_NUM_THREADS=", "GOMP_SPINCOUNT="};
 
 	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
 		if (strncmp(entry, ours[i], strlen(ours[i])) == 0)
@@ -394,6 +395,8 @@ static int start_process(struct child *child, uv_loop_t *loop, const struct chil
 			.data.fd = inherited(options->progress_fd, options->null_fd)},
 		[LINK_LOCK_FD] = {.flags = UV_INHERIT_FD,
 			.data.fd = inherited(options->lock_fd, options->null_fd)},
+		[LINK_KEY_FD] = {.flags = UV_INHERIT_FD,
+			.data.fd = inherited(options->key_fd, options->null_fd)},
 	};
 	uv_process_options_t process = {.exit_cb = on_exit_status,
 		.file = options->worker_path,

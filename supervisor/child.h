@@ -29,6 +29,7 @@ struct child_options {
 	const char *worker_path;
 	int null_fd;                        /* /dev/null */
 	int state_fd, progress_fd, lock_fd; /* -1: /dev/null */
+	int key_fd;                         /* the same */
 	uint32_t threads;                   /* OMP_NUM_THREADS; 0: not set */
 	int nice;
 	uint64_t memory_bytes; /* most private memory; 0: no limit */

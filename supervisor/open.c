@@ -2,6 +2,7 @@
  * wait: whatever may is a job. Invariant: nothing is spawned before the run's lock is held. */
 #include "supervisor/control.h"
 #include "supervisor/supervisor.h"
+#include "supervisor/text.h"
 
 #include "base/log.h"
 #include "base/panic.h"
@@ -219,17 +220,30 @@ void worker_options(const struct supervisor *sup, struct child_options *ret)
 		.null_fd = sup->null_fd,
 		.state_fd = -1,
 		.progress_fd = -1,
+		.key_fd = -1,
 		.lock_fd = sup->lock_fd,
 		.memory_bytes = (uint64_t)sup->config.worker_memory << 20,
 		.kill_first = true};
 }
 
+/* A reload that the trainer refused brings the key back that was before. */
+const struct signing *worker_signing(struct supervisor *sup)
+{
+	if (strcmp(sup->signing.where, sup->config.signing_key) != 0) {
+		signing_fini(&sup->signing);
+		signing_read(sup->config.signing_key, &sup->signing);
+	}
+	return &sup->signing;
+}
+
 void start_frame_send(struct supervisor *sup, struct child *child, json_t *more)
 {
-	json_t *body = json_pack("{s:s, s:i, s:s, s:o, s:s, s:b}", "role", child->role,
+	const struct signing *signing = worker_signing(sup);
+	json_t *body = json_pack("{s:s, s:i, s:s, s:o, s:s, s:b, s:s, s:o}", "role", child->role,
 		"parent_pid", (int)getpid(), "run_dir", sup->run_dir, "config",
 		json_from_config(&sup->config), "run_id", sup->run.id_hex, "run_created",
-		!sup->run.ever_verified);
+		!sup->run.ever_verified, "signer", signing->signer, "signer_error",
+		text_json(signing->error));
 
 	CHECK(body && sup->has_run);
 	if (more) {
@@ -299,6 +313,9 @@ void prepare_start(struct supervisor *sup)
 	CHECK(sup->has_run && sup->state == FSM_PREPARING);
 	worker_options(sup, &options);
 	options.progress_fd = sup->progress_fd;
+	/* Nothing is trained now that a slow disk could hold up. */
+	signing_fini(&sup->signing);
+	signing_read(sup->config.signing_key, &sup->signing);
 	sup->prepared.known = false;
 	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves), 0);
 	child_spawn(&sup->preparer, &sup->loop, &options);

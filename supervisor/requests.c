@@ -263,6 +263,9 @@ static void on_reloaded(struct ledger_job *job)
 	if (code == 0)
 		code = accept_config(sup, &reload->config, &error);
 	if (code == 0) {
+		signing_fini(&sup->signing);
+		sup->signing = reload->signing;
+		signing_init(&reload->signing);
 		apply_config(sup, &reload->config, text, sizeof(text));
 		sup->mirror.failures = 0;
 		mirror_want(sup);
@@ -274,6 +277,7 @@ static void on_reloaded(struct ledger_job *job)
 			call_error(call, "Failed", "%s", error.text);
 	}
 	notify_send(&sup->notify, "READY=1");
+	signing_fini(&reload->signing);
 	free(job);
 }
 
@@ -285,6 +289,7 @@ void request_reload(struct supervisor *sup, struct call *call)
 	notify_send(&sup->notify, "RELOADING=1\nMONOTONIC_USEC=%lld",
 		(long long)(clock_monotonic_ns() / NSEC_PER_USEC));
 	reload->source = sup->options.source;
+	signing_init(&reload->signing);
 	reload->call = call;
 	books_give(&sup->ledger, reload);
 }

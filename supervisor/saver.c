@@ -120,6 +120,7 @@ static int saver_start(struct supervisor *sup, bool foreground)
 	saver->stalled_ms = stalled_ms(sup);
 	worker_options(sup, &options);
 	options.state_fd = sup->memory.fd;
+	options.key_fd = worker_signing(sup)->fd;
 	options.nice = saver->foreground ? 0 : SAVER_NICE;
 	options.threads = alone ? (uint32_t)sup->config.threads : 1;
 	child_spawn(&saver->child, &sup->loop, &options);

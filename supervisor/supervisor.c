@@ -507,6 +507,7 @@ int supervisor_init(struct supervisor *sup, const struct options *options, struc
 	if (code < 0)
 		return code;
 	notify_take_passed(&passed);
+	signing_init(&sup->signing);
 	sup->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (sup->null_fd < 0)
 		return error_set(err, -errno, "/dev/null: %s", strerror(errno));
@@ -567,6 +568,7 @@ void supervisor_fini(struct supervisor *sup)
 		close(sup->lock_fd);
 	if (sup->run_fd >= 0)
 		close(sup->run_fd);
+	signing_fini(&sup->signing);
 	close(sup->null_fd);
 	close(sup->progress_fd);
 }

@@ -173,6 +173,7 @@ struct supervisor {
 	bool config_last_good;
 	char config_text[ERROR_TEXT_MAX]; /* why the file is not in force */
 	bool config_refused_at_start;
+	struct signing signing;
 
 	bool has_run;
 	nsec_t power_since_ns; /* of a power pause; monotonic, 0: none */
@@ -285,6 +286,8 @@ void survey_done(struct ledger_job *job);
 void survey_take(struct supervisor *sup, struct survey *survey);
 void start_frame_send(struct supervisor *sup, struct child *child, json_t *more);
 void worker_options(const struct supervisor *sup, struct child_options *ret);
+/* The key of the configuration in force. */
+const struct signing *worker_signing(struct supervisor *sup);
 void store_run(struct supervisor *sup);
 /* What is in force becomes last-good.conf. */
 void store_last_good(struct supervisor *sup);

@@ -345,6 +345,34 @@ static void p10_a_decoder_reaches_pictures_and_the_cache(void **unused)
 	close_place(&place);
 }
 
+/* Where a rule cannot tell them apart, a person must. */
+static void p10_a_key_among_the_pictures_is_told(void **unused)
+{
+	static const char signer[] =
+		"d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+	struct place place;
+
+	for (int among = 0; among < 2; among++) {
+		struct child child;
+		bool told = false;
+
+		open_place(&place);
+		snprintf(place.play.config.signing_key, sizeof(place.play.config.signing_key),
+			"%.200s/%s", among ? place.linked : place.base,
+			among ? "there.png" : "key");
+		child = play_start(
+			&place.play, "prepare", "disk", json_pack("{s:s}", "signer", signer));
+		for (json_t *event; (event = child_frame(&child, "event")) != NULL;) {
+			told |= strcmp(json_get_text(event, "kind", ""), "sandbox") == 0 &&
+				strstr(json_get_text(event, "text", ""), place.linked) != NULL;
+			json_decref(event);
+		}
+		child_expect_end(&child, LINK_EXIT_DONE);
+		assert_int_equal(told, among);
+		close_place(&place);
+	}
+}
+
 static void p10_a_sampler_reaches_nothing_but_its_picture(void **unused)
 {
 	static const struct attempt attempts[] = {
@@ -420,6 +448,7 @@ int main(void)
 		cmocka_unit_test(p10_a_trainer_reaches_nothing_but_its_previews),
 		cmocka_unit_test(p10_a_resumed_trainer_reaches_no_more),
 		cmocka_unit_test(p10_a_decoder_reaches_pictures_and_the_cache),
+		cmocka_unit_test(p10_a_key_among_the_pictures_is_told),
 		cmocka_unit_test(p10_a_sampler_reaches_nothing_but_its_picture),
 		cmocka_unit_test(p10_a_kernel_without_it_is_told_and_training_goes_on),
 	};

@@ -3,12 +3,18 @@
 #include "base/sign.h"
 #include "tests/system/rig.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -115,11 +121,141 @@ static void p11_without_its_key_a_save_fails_and_says_so(void **unused)
 	rig_close(&rig);
 }
 
+/* -- who reads it -- */
+
+/* How often path was opened since the last call. */
+static int opened(int watch)
+{
+	char events[4096];
+	ssize_t size = read(watch, events, sizeof(events));
+
+	if (size < 0)
+		assert_int_equal(errno, EAGAIN);
+	return size > 0 ? (int)(size / (ssize_t)sizeof(struct inotify_event)) : 0;
+}
+
+/* How many descriptors of the process are this file. */
+static int descriptors_of(pid_t pid, const char *path)
+{
+	char dir[64], link[256];
+	int found = 0;
+	DIR *list;
+
+	snprintf(dir, sizeof(dir), "/proc/%d/fd", (int)pid);
+	list = opendir(dir);
+	assert_non_null(list);
+	for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
+		ssize_t length = readlinkat(dirfd(list), entry->d_name, link, sizeof(link) - 1);
+
+		link[length > 0 ? length : 0] = '\0';
+		found += strcmp(link, path) == 0;
+	}
+	closedir(list);
+	return found;
+}
+
+static char state_of(pid_t pid)
+{
+	char path[64], state = '?';
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	FILE *file = fopen(path, "re");
+
+	if (file && fscanf(file, "%*d (%*[^)]) %c", &state) != 1)
+		state = '?';
+	if (file)
+		fclose(file);
+	return state;
+}
+
+/* A saver that a fault point has stopped. */
+static pid_t wait_for_saver(const struct rig *rig)
+{
+	pid_t pid;
+
+	for (int i = 0; (pid = rig_worker(rig, "save")) == 0 || state_of(pid) != 'T'; i++) {
+		assert_true(i < 3000);
+		usleep(10000);
+	}
+	return pid;
+}
+
+static bool is_rid_of_saver(const json_t *status, int64_t pid)
+{
+	return json_get_int(json_object_get(status, "saver"), "pid", pid) != pid;
+}
+
+static bool is_without(const char *name, pid_t pid)
+{
+	char path[64], text[65536];
+	size_t size;
+
+	snprintf(path, sizeof(path), "/proc/%d/environ", (int)pid);
+	FILE *file = fopen(path, "re");
+
+	assert_non_null(file);
+	size = fread(text, 1, sizeof(text), file);
+	fclose(file);
+	assert_true(size > 0);
+	return memmem(text, size, name, strlen(name)) == NULL;
+}
+
+/* The supervisor opens it once, and the saver has the descriptor; nobody else comes near it. */
+static void p10_the_key_reaches_the_saver_alone(void **unused)
+{
+	char key[KEY_PATH_MAX], other[KEY_PATH_MAX], hex[SIGN_PUBLIC_HEX_SIZE],
+		other_hex[SIGN_PUBLIC_HEX_SIZE], id[64];
+	int watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+	int64_t step;
+	struct rig rig;
+
+	rig_open(&rig, "steps_total=1000000 interval=0 require_signature=true trusted_keys=/none");
+	make_key(&rig, "key", key, hex);
+	make_key(&rig, "other", other, other_hex);
+	rig_set(&rig, "trusted_keys", "");
+	rig_set(&rig, "signing_key", key);
+	assert_true(watch >= 0 && inotify_add_watch(watch, key, IN_OPEN) >= 0);
+	setenv("CREDENTIALS_DIRECTORY", rig.dir, 1);
+	rig_start(&rig, "save.begin@1:1:stop");
+	rig_wait(&rig, "steps", is_step, 3);
+	assert_int_equal(opened(watch), 1);
+	rig_send(&rig, "Save");
+
+	pid_t saver = wait_for_saver(&rig), trainer = rig_worker(&rig, "train");
+
+	assert_int_equal(descriptors_of(rig.supervisor, key), 1);
+	assert_int_equal(descriptors_of(saver, key), 1);
+	assert_int_equal(descriptors_of(trainer, key), 0);
+	assert_true(is_without("CREDENTIALS_DIRECTORY=", trainer));
+	assert_true(is_without("CREDENTIALS_DIRECTORY=", saver));
+	kill(saver, SIGKILL);
+	rig_wait(&rig, "the end of that save", is_rid_of_saver, saver);
+	rig_save(&rig, id, &step);
+	expect_signer(&rig, hex);
+	json_decref(rig_call(&rig, "Verify", json_pack("{s:s}", "id", id), NULL));
+	json_decref(rig_call(&rig, "Sample", json_pack("{s:i,s:i}", "count", 1, "steps", 2), NULL));
+	kill(rig_worker(&rig, "train"), SIGKILL);
+	rig_wait(&rig, "the next trainer", has_restarted, 1);
+	assert_int_equal(opened(watch), 0);
+
+	/* A reload looks again. */
+	assert_int_equal(rename(other, key), 0);
+	json_decref(rig_call(&rig, "Reload", NULL, NULL));
+	rig_wait(&rig, "steps under another key", is_step, rig_step(&rig) + 2);
+	rig_save(&rig, id, &step);
+	expect_signer(&rig, other_hex);
+	unsetenv("CREDENTIALS_DIRECTORY");
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+	close(watch);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p11_a_start_believes_only_its_own_key),
 		cmocka_unit_test(p11_without_its_key_a_save_fails_and_says_so),
+		cmocka_unit_test(p10_the_key_reaches_the_saver_alone),
 	};
 
 	return cmocka_run_group_tests_name("signing", tests, NULL, NULL);

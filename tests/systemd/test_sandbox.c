@@ -413,6 +413,11 @@ static void p10_both_processes_are_confined(void **state)
 		assert_int_equal(prlimit(pids[i], RLIMIT_CORE, NULL, &core), 0);
 		assert_int_equal(core.rlim_max, 0);
 	}
+	if (syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0) {
+		AUTO_JSON status = rig_status(&rig);
+
+		assert_string_equal(json_get_text(status, "sandbox", ""), "seccomp+landlock");
+	}
 	/* When memory runs out the trainer goes first. */
 	assert_int_equal(score_for_killing(pids[0]), machine_sets_limits(machine) ? -500 : 0);
 	assert_int_equal(score_for_killing(pids[1]), 500);
