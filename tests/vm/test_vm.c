@@ -267,6 +267,7 @@ static uint32_t disturbed_run(uint32_t left, struct vm *vm)
 		train_and_cut(vm, cuts == 0, &cut, &finished);
 		vm_look(vm->disk, &found);
 		cut.found = found.step;
+		finished |= found.step == VM_STEPS; /* though nobody was told */
 		tally(&cut);
 		cuts++;
 		if (!found.whole || found.step < cut.verified)
