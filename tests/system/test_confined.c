@@ -229,18 +229,18 @@ static void p10_a_trainer_reaches_nothing_but_its_previews(void **unused)
 		{AT_RUN_DESCRIPTOR, "run.json", O_RDONLY, -EACCES},
 		{AT_RUN_DESCRIPTOR, "../../../etc/passwd", O_RDONLY, -EACCES},
 	};
-	char memory[64], descriptors[64];
+	char memory[64], descriptor[64];
 	const struct attempt of_parent[] = {
 		{AT_ROOT, memory, O_RDONLY, -EACCES},
-		{AT_ROOT, descriptors, O_RDONLY | O_DIRECTORY, -EACCES},
+		{AT_ROOT, descriptor, O_RDONLY | O_DIRECTORY, -EACCES},
 	};
 	struct place place;
 	struct child child;
 	uint64_t step;
 
 	snprintf(memory, sizeof(memory), "proc/%d/mem", (int)getpid());
-	snprintf(descriptors, sizeof(descriptors), "proc/%d/fd", (int)getpid());
 	open_place(&place);
+	snprintf(descriptor, sizeof(descriptor), "proc/%d/fd/%d", (int)getpid(), place.play.run_fd);
 	play_prepare(&place.play);
 	play_make_memory(&place.play, 3);
 	child = play_trainer(&place.play, "disk", "scratch", NULL);
