@@ -21,7 +21,7 @@
 #define RETRY_MAX_NS (300 * NSEC_PER_SEC)
 #define COST_SMOOTHING 0.3
 #define COST_SECONDS_MAX 3600.0
-#define LIMIT_NS (120 * NSEC_PER_SEC) /* and a second for each 4 MiB */
+#define LIMIT_HANGS 2 /* times hang_timeout, and a second for each 4 MiB */
 #define LIMIT_BYTES_PER_SECOND ((uint64_t)4 << 20)
 
 void storage_note(struct supervisor *sup, bool good, const char *text)
@@ -472,7 +472,7 @@ static void watch_saver(struct supervisor *sup, nsec_t now_ns)
 {
 	struct saver *saver = &sup->saver;
 	nsec_t age_ns = now_ns - saver->child.begun_ns;
-	nsec_t limit_ns = LIMIT_NS +
+	nsec_t limit_ns = LIMIT_HANGS * sup->config.hang_timeout * NSEC_PER_SEC +
 		(nsec_t)(sup->memory.header.block_bytes / LIMIT_BYTES_PER_SECOND) * NSEC_PER_SEC;
 
 	CHECK(saver->in_flight && child_alive(&saver->child));

@@ -90,6 +90,22 @@ static void p6_a_read_that_never_returns_is_found(void **unused)
 	hang_by("train.step:260:block");
 }
 
+/* Its save alone is late. */
+static void p6_a_saver_that_never_ends_is_found(void **unused)
+{
+	struct rig rig;
+	char text[256];
+
+	rig_open(&rig, "steps_total=1000000 hang_timeout=5");
+	rig_start(&rig, "save.begin@1:1:block");
+	rig_wait(&rig, "some steps", is_step, 5);
+	rig_send(&rig, "Save");
+	assert_true(rig_event(&rig, "save-failed", "saver died: hang", 0, text) > 0);
+	rig_wait(&rig, "the next attempt", is_saved, 5);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
 /* 300 ms are less than half of any deadline. */
 static void stop_for_a_moment(struct rig *rig)
 {
@@ -157,6 +173,7 @@ int main(void)
 		cmocka_unit_test(p6_a_trainer_that_is_stopped_is_found),
 		cmocka_unit_test(p6_an_endless_loop_is_found),
 		cmocka_unit_test(p6_a_read_that_never_returns_is_found),
+		cmocka_unit_test(p6_a_saver_that_never_ends_is_found),
 		cmocka_unit_test(p6_what_is_only_slow_is_left_alone),
 	};
 
