@@ -23,6 +23,7 @@ struct preparation {
 	struct catalog *catalog; /* NULL: to be built anew */
 	char reason[ERROR_TEXT_MAX];
 	bool migrated; /* the rows are those of a catalog of version 1 */
+	bool no_space; /* the catalog stays as it is, and may be a little behind the files */
 	/* What the catalog said, and what it is to say: one for each old row and each file. */
 	struct catalog_row *old, *rows;
 	uint32_t old_count, row_count;
@@ -52,6 +53,29 @@ static void remove_leftovers(struct preparation *p)
 }
 
 /* -- the catalog as it was -- */
+
+static bool is_full(int error)
+{
+	return error == -ENOSPC || error == -EDQUOT;
+}
+
+/* Files are the truth: a run can begin from them, and is told of a full disk by its saves. */
+static void tell_no_space(struct preparation *p, const char *why)
+{
+	p->no_space = true;
+	recovery_tell(p->report, p->context, "catalog", "warning", 0,
+		"the catalog stays as it is until there is room on the disk: %s", why);
+}
+
+static void read_without_writing(struct preparation *p)
+{
+	struct catalog *catalog = NULL;
+	uint32_t bad;
+
+	if (catalog_open(p->run_dir, CATALOG_READ, &catalog, NULL) == 0)
+		catalog_list(catalog, &p->old, &p->old_count, &bad, NULL);
+	catalog_close(catalog);
+}
 
 static bool is_broken(int error)
 {
@@ -83,6 +107,11 @@ static int read_catalog(struct preparation *p)
 		return 0;
 	catalog_close(p->catalog);
 	p->catalog = NULL;
+	if (is_full(rc)) {
+		tell_no_space(p, err.text);
+		read_without_writing(p);
+		return 0;
+	}
 	if (!is_broken(rc))
 		return error_set(p->err, rc, "%s", err.text);
 	if (rc == -ENOENT &&
@@ -290,7 +319,6 @@ static int update(struct preparation *p, struct recovery_summary *ret)
 	bool any = false;
 	int rc;
 
-	snprintf(ret->catalog, sizeof(ret->catalog), "ok");
 	catalog_forget_unplaced(p->run_fd);
 	for (uint32_t i = 0; i < p->row_count; i++)
 		any = any || p->changed[i];
@@ -361,8 +389,12 @@ static int prepare(struct preparation *p, struct recovery_summary *ret)
 	rc = read_catalog(p);
 	if (rc == 0)
 		rc = survey(p);
-	if (rc == 0)
+	if (rc == 0 && !p->no_space)
 		rc = p->catalog != NULL ? update(p, ret) : rebuild(p, ret);
+	if (is_full(rc)) {
+		tell_no_space(p, p->err->text);
+		rc = 0;
+	}
 	if (rc == 0)
 		rc = complete_unlinks(p);
 	if (rc < 0)
@@ -384,6 +416,7 @@ int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,
 	int rc;
 
 	memset(ret, 0, sizeof(*ret));
+	snprintf(ret->catalog, sizeof(ret->catalog), "ok");
 	rc = recovery_folder_open(run_fd, &p.folder, err);
 	if (rc < 0)
 		return rc;

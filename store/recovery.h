@@ -24,7 +24,8 @@ struct recovery_summary {
 };
 
 /* Removes leftover partials, opens or rebuilds the catalog, adopts files without a row (found),
- * marks rows without a file (missing), sets keep marks, completes unlinks of deleted rows. */
+ * marks rows without a file (missing), sets keep marks, completes unlinks of deleted rows. On a
+ * full disk the catalog stays as it is, which is told and no error. */
 int recovery_prepare(const char *run_dir, int run_fd, const struct run *run,
 	recovery_report *report, void *context, struct recovery_summary *ret, struct error *err);
 

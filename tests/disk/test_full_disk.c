@@ -64,10 +64,20 @@ static void expect_verified(struct rig *rig, char ids[2][64])
 	}
 }
 
+/* The reserve is gone when a save was killed that had given it up: SQLite cannot even open then. */
+static void take_reserve(const struct rig *rig, const char *filler)
+{
+	char reserve[2 * RIG_PATH_MAX];
+
+	snprintf(reserve, sizeof(reserve), "%s/reserve", rig->run_dir);
+	unlink(reserve);
+	small_fs_fill(filler);
+}
+
 /* On the file system that is mounted at the run's folder now. */
 static void fill_and_free(struct rig *rig)
 {
-	char ids[2][64], filler[2 * RIG_PATH_MAX], error[64], state[32];
+	char ids[2][64], filler[2 * RIG_PATH_MAX], second[2 * RIG_PATH_MAX], error[64], state[32];
 	int64_t step = 0;
 
 	rig_start(rig, NULL);
@@ -86,6 +96,13 @@ static void fill_and_free(struct rig *rig)
 	rig_start(rig, NULL);
 	rig_wait(rig, "training on a full disk", is_step, step + 5);
 	expect_verified(rig, ids);
+	rig_kill_supervisor(rig);
+	snprintf(second, sizeof(second), "%s/filler-2", rig->run_dir);
+	take_reserve(rig, second);
+	rig_start(rig, NULL);
+	rig_wait(rig, "training without the reserve", is_step, step + 5);
+	expect_verified(rig, ids);
+	assert_int_equal(unlink(second), 0);
 	assert_int_equal(unlink(filler), 0);
 	rig_send(rig, "Save");
 	rig_wait(rig, "saving to resume", is_saved, step + 5);
