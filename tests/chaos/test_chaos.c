@@ -31,8 +31,8 @@
 #define DISK_MIB 128
 #define SHORT_STEPS 1600
 #define SHORT_NS (60 * NSEC_PER_SEC) /* no new fault after this */
-#define FULL_STEPS 20000
-#define FULL_EFFECTIVE 1050
+#define FULL_STEPS 30000
+#define FULL_EFFECTIVE 1010
 #define PLAN_MAX 10000
 #define LOG_TAIL_MAX ((size_t)1 << 20)
 
