@@ -136,7 +136,7 @@ static void p8_a_catalog_lost_under_a_running_daemon_is_made_anew(void **unused)
 	int64_t step = 0;
 	struct rig rig;
 
-	rig_open(&rig, "steps_total=1000000");
+	rig_open(&rig, "steps_total=1000000 scrub_interval=0");
 	rig_start(&rig, NULL);
 	snprintf(path, sizeof(path), "%s/catalog.sqlite", rig.run_dir);
 	save_after(&rig, &step, ids[0]);
