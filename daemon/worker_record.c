@@ -187,6 +187,9 @@ uint32_t record_changes(struct state_record *record, const struct config *before
 		tell(context, text);
 		count++;
 	}
+	/* With another batch size or learning rate other numbers are usual. */
+	if (count > 0)
+		memset(&record->usual, 0, sizeof(record->usual));
 	return count;
 }
 

@@ -29,7 +29,7 @@ void record_begin(struct state_record *record, const struct config *config);
 int record_config(const struct state_record *record, const struct config *base, struct config *ret,
 	struct error *err);
 /* Enters each schedule key that differs between before (in force) and after, at record->step, and
- * tells the caller "key: old -> new". Returns how many. */
+ * tells the caller "key: old -> new"; what was usual is forgotten then. Returns how many. */
 uint32_t record_changes(struct state_record *record, const struct config *before,
 	const struct config *after, void (*tell)(void *context, const char *text), void *context);
 

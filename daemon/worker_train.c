@@ -11,6 +11,7 @@
 #include "daemon/train/fault.h"
 #include "daemon/worker_confine.h"
 #include "daemon/worker_record.h"
+#include "daemon/worker_spike.h"
 #include "daemon/worker_trainer.h"
 
 #include <errno.h>
@@ -285,6 +286,8 @@ static int memory_corrupt(struct trainer *trainer)
 struct step {
 	nsec_t begun;
 	struct train_result result;
+	struct spike spike;
+	bool skipped;
 	struct adamw scalars;
 	struct state_record next; /* becomes the record */
 };
@@ -302,7 +305,7 @@ static void publish_metric(struct trainer *trainer, const struct step *step)
 		.learning_rate = step->scalars.learning_rate,
 		.step_ms = (float)step_ns * 1e-6f,
 		.images = trainer->train->setup.params.batch_size,
-		.skipped = !step->result.finite,
+		.skipped = step->skipped,
 	};
 
 	trainer_metric_loss(&metric, &step->result.loss);
@@ -337,6 +340,7 @@ static int apply_update(struct trainer *trainer, struct step *step)
 	publish_metric(trainer, step);
 	step->next.update_count++;
 	step->next.skipped_in_row = 0;
+	spike_learn(&step->next.usual, step->result.grad_norm, step->result.loss.mean);
 	step->next.sums_digest = digest_of(state_sums(state, slot), sums_bytes);
 	state_commit(state, slot, &step->next);
 	trainer->record = step->next;
@@ -349,22 +353,47 @@ static int skip_update(struct trainer *trainer, struct step *step)
 {
 	struct worker *worker = trainer->worker;
 	struct state_record *next = &step->next;
+	char why[96] = "loss or gradient is not finite";
 
 	publish_metric(trainer, step);
+	if (step->result.finite)
+		snprintf(why, sizeof(why), "%s is %.0f deviations above the usual",
+			step->spike.what, step->spike.deviations);
 	next->skipped_count++;
 	next->skipped_in_row++;
 	next->loss = trainer->record.loss;
 	state_commit_record(&trainer->state, next);
+	worker_event(&worker->link, step->result.finite ? "spike" : "nonfinite", "warning",
+		next->step,
+		"step %" PRIu64 ", images %" PRIu64 " to %" PRIu64
+		" of the stream: %s: update skipped (%" PRIu64 " in a row)",
+		next->step, trainer->record.images_seen, next->images_seen - 1, why,
+		next->skipped_in_row);
 	trainer->record = *next;
-	worker_event(&worker->link, "nonfinite", "warning", next->step,
-		"step %" PRIu64 ": loss or gradient is not finite: update skipped (%" PRIu64
-		" in a row)",
-		next->step, next->skipped_in_row);
 	if (next->skipped_in_row < (uint64_t)trainer->config.nonfinite_limit)
 		return 0;
 	return worker_fail(worker, LINK_EXIT_NONFINITE,
-		"%" PRIu64 " updates in a row were not finite, the last at step %" PRIu64,
-		next->skipped_in_row, next->step);
+		"%" PRIu64 " updates in a row were skipped, the last at step %" PRIu64 ": %s",
+		next->skipped_in_row, next->step, why);
+}
+
+/* Deaths that have a cause: whatever computes this step, only this branch or so many threads, or
+ * whatever computes this part of the data (tests of the ladder need that). */
+static int step_fault(const struct trainer *trainer)
+{
+	const struct state_record *record = &trainer->record;
+	char aimed[64];
+	int r = fault_at("train.step", record->step);
+
+	if (r == 0)
+		r = fault_at("train.batch", record->images_seen);
+	snprintf(aimed, sizeof(aimed), "train.step@%" PRIu64 "/branch%u", record->step,
+		record->branch);
+	if (r == 0)
+		r = sys_fault(aimed);
+	snprintf(aimed, sizeof(aimed), "train.step@%" PRIu64 "/threads%u", record->step,
+		trainer->worker->start.threads);
+	return r == 0 ? sys_fault(aimed) : r;
 }
 
 /* 0, an exit code, or -ECANCELED. */
@@ -377,9 +406,15 @@ static int run_step(struct trainer *trainer)
 
 	record_apply_branch(record, &trainer->line, trainer_tell, trainer);
 	atomic_store(&trainer->progress->step_begun, record->step + 1);
-	if (fault_at("train.step", record->step) < 0)
+	if (step_fault(trainer) < 0)
 		return worker_fail(trainer->worker, LINK_EXIT_FAILED, "fault point train.step");
 	train_gradient(trainer->train, record->step, record->images_seen, &step.result);
+	step.skipped = !step.result.finite;
+	if (step.result.finite && trainer->config.spike_limit > 0) {
+		step.spike = spike_measure(
+			&record->usual, step.result.grad_norm, step.result.loss.mean);
+		step.skipped = step.spike.deviations > trainer->config.spike_limit;
+	}
 	step.scalars = train_scalars(params, record->update_count, step.result.grad_norm);
 
 	step.next = *record;
@@ -387,7 +422,7 @@ static int run_step(struct trainer *trainer)
 	step.next.images_seen += params->batch_size;
 	step.next.loss = (float)step.result.loss.mean;
 	step.next.trained_ns += (uint64_t)(clock_monotonic_ns() - step.begun);
-	r = step.result.finite ? apply_update(trainer, &step) : skip_update(trainer, &step);
+	r = step.skipped ? skip_update(trainer, &step) : apply_update(trainer, &step);
 	atomic_store(&trainer->progress->step_ns, (uint64_t)(clock_monotonic_ns() - step.begun));
 	publish_state(trainer);
 	return r;

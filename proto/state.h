@@ -53,6 +53,16 @@ struct intervention {
 	char value[48]; /* NUL-terminated */
 };
 
+/* Running mean and variance of the logarithm of what each update showed (daemon/worker_spike.h). */
+struct usual_value {
+	double mean, variance;
+};
+
+struct usual {
+	uint64_t updates; /* that it is made of */
+	struct usual_value grad_norm, loss;
+};
+
 /* Everything a restart needs besides the block. Fixed little-endian layout; 4 KiB. */
 struct state_record {
 	uint64_t sequence;      /* of this record, from 1 */
@@ -64,7 +74,7 @@ struct state_record {
 	uint64_t update_count;  /* finished optimizer updates: AdamW, learning rate, EMA count by it
 				 */
 	uint64_t images_seen;   /* the data cursor */
-	uint64_t skipped_count; /* non-finite updates, all together */
+	uint64_t skipped_count; /* non-finite updates and spikes, all together */
 	uint64_t skipped_in_row;
 	uint64_t trained_ns; /* seconds of training behind this state; not part of the bits */
 	float loss;          /* of the last finished step */
@@ -74,7 +84,8 @@ struct state_record {
 	struct digest fingerprint;
 	struct digest sums_digest; /* of the slot's sum table */
 	struct intervention interventions[STATE_INTERVENTIONS_MAX];
-	uint8_t reserved[4096 - 8 * 9 - 4 * 4 - 16 - 32 * 4 - STATE_INTERVENTIONS_MAX * 64];
+	struct usual usual;
+	uint8_t reserved[4096 - 8 * 9 - 4 * 4 - 16 - 32 * 4 - STATE_INTERVENTIONS_MAX * 64 - 8 * 5];
 	uint64_t check; /* first 8 bytes of BLAKE2b over all before */
 };
 _Static_assert(sizeof(struct intervention) == 64, "layout");

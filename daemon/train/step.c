@@ -171,6 +171,8 @@ void train_gradient(
 	loss_finish(&ret->loss);
 	if (fault_at("train.nonfinite", step) < 0)
 		train->grads[0] = NAN;
+	if (fault_at("train.spike", step) < 0)
+		train->grads[0] = 1e6f;
 	square_sum = adamw_square_sum(train->grads, train->section_elems);
 	ret->grad_norm = sqrt(square_sum); /* one correctly rounded instruction, no library call */
 	ret->finite = isfinite(square_sum) && isfinite(ret->loss.mean);

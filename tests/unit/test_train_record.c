@@ -75,12 +75,16 @@ static void a_change_is_entered_once_and_told(void **unused)
 	set(&after, "learning_rate", "0.0003");
 	set(&after, "threads", "7"); /* free: changes no bits */
 	record.step = 120;
+	record.usual.updates = 99;
 	assert_int_equal(record_changes(&record, &before, &after, tell, NULL), 1);
+	assert_int_equal(record.usual.updates, 0);
 	assert_int_equal(record.intervention_count, count + 1);
 	assert_int_equal(record.interventions[count].step, 120);
 	assert_non_null(strstr(told[0], "learning_rate: 0.001 -> "));
 	assert_int_equal(record_config(&record, &before, &found, &err), 0);
+	record.usual.updates = 7;
 	assert_int_equal(record_changes(&record, &found, &after, tell, NULL), 0);
+	assert_int_equal(record.usual.updates, 7);
 	assert_int_equal(record_config(&record, &after, &found, &err), 0);
 	assert_same_schedule(&after, &found);
 }
