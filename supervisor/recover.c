@@ -112,17 +112,17 @@ static void add_intervention(
 	snprintf(intervention->value, sizeof(intervention->value), "%s", value);
 }
 
-/* The data of the fatal step, or of all non-finite updates in a row. */
-static void skip_window(struct supervisor *sup, struct fork_job *fork)
+/* The data of the fatal step, or of all updates in a row that were skipped, times `times`. */
+static void skip_window(struct supervisor *sup, struct fork_job *fork, uint32_t times)
 {
 	uint64_t window = sup->death_skipped_in_row > 0 ? sup->death_skipped_in_row : 1;
 	char value[32];
 
 	if (window > sup->death_step)
 		window = 1;
-	CHECK(window >= 1 && sup->config.batch_size >= 1);
+	CHECK(window >= 1 && times >= 1 && sup->config.batch_size >= 1);
 	snprintf(value, sizeof(value), "%llu",
-		(unsigned long long)(window * (uint64_t)sup->config.batch_size));
+		(unsigned long long)(times * window * (uint64_t)sup->config.batch_size));
 	add_intervention(fork,
 		sup->death_skipped_in_row > 0 ? sup->death_step - window : sup->death_step,
 		INTERVENTION_SKIP_WINDOW, value);
@@ -158,8 +158,7 @@ static void on_ladder_forked(struct ledger_job *job)
 }
 
 /* A branch from step 0 is for a run without a checkpoint. The save in flight may be about to make
- * the first one: it is waited for, and then its checkpoint is what the start takes. True when the
- * fork is not to be made (now). */
+ * the first one: it is waited for (true), and then the branch begins at its checkpoint. */
 static bool first_save_comes(struct supervisor *sup)
 {
 	if (sup->decision.from != RESTART_FORK_START)
@@ -168,14 +167,13 @@ static bool first_save_comes(struct supervisor *sup)
 		sup->fork_retry_ns = clock_monotonic_ns() + FIRST_SAVE_POLL_NS;
 		return true;
 	}
-	if (!sup->run.ever_verified)
-		return false;
-	sup->decision.from = RESTART_NEWEST;
-	sup->fork_pending = false;
-	sup_event(
-		sup, "info", "branch", "no new branch: a first checkpoint was verified meanwhile");
-	schedule_start(sup);
-	return true;
+	if (sup->newest.known) {
+		sup->decision.from = RESTART_FORK_NEWEST;
+		sup->decision.step = sup->newest.step;
+		sup_event(sup, "info", "branch", "a first checkpoint was verified meanwhile: %s",
+			sup->newest.id);
+	}
+	return false;
 }
 
 static void ladder_fork(struct supervisor *sup)
@@ -194,8 +192,8 @@ static void ladder_fork(struct supervisor *sup)
 	fork->step = decision->step;
 	fork->suspect = decision->from == RESTART_FORK_OLDER;
 	fork->carry = true;
-	if (decision->skip_window)
-		skip_window(sup, fork);
+	if (decision->skip_window > 0)
+		skip_window(sup, fork, decision->skip_window);
 	if (decision->safe_engine && strcmp(sup->shown.engine, "openblas") != 0)
 		add_intervention(fork, decision->step, INTERVENTION_ENGINE, "openblas");
 	snprintf(fork->why, sizeof(fork->why),

@@ -12,6 +12,7 @@
 #define STORAGE_DELAY_NS (5 * NSEC_PER_SEC)
 #define STORAGE_DELAY_MAX_NS (300 * NSEC_PER_SEC)
 #define TRANSIENT_DELAY_NS (15 * NSEC_PER_SEC)
+#define WINDOWS_MAX 1024
 
 void ladder_init(struct ladder *ladder)
 {
@@ -90,6 +91,21 @@ static uint32_t note_evidence(struct ladder *ladder, const struct death *death)
 	return 1;
 }
 
+/* From the third death of the same kind on: 1 times the data of the fatal step, from the sixth on
+ * twice as much, ... Bad data may lie side by side, and a branch that was to skip them may not have
+ * been made. 0 for less evidence. */
+static uint32_t windows(uint32_t same, bool *ret_more)
+{
+	uint32_t count = 0;
+
+	*ret_more = false;
+	for (uint32_t deaths = 3; deaths <= same && count < WINDOWS_MAX; deaths *= 2) {
+		*ret_more = deaths == same;
+		count = count > 0 ? 2 * count : 1;
+	}
+	return count;
+}
+
 /* The rung this death asks for, before it is asked whether it can apply. *ret_hold: stay on the
  * rung without a new branch. */
 static uint32_t wanted_rung(
@@ -161,7 +177,7 @@ static void choose_newest_fork(
 
 /* Where a rung starts from, given what there is. */
 static void choose_source(const struct ladder *ladder, const struct restart_supply *supply,
-	bool fresh_evidence, struct restart_decision *decision)
+	bool more_data, struct restart_decision *decision)
 {
 	bool older = find_older(ladder, supply, &decision->step);
 
@@ -187,7 +203,7 @@ static void choose_source(const struct ladder *ladder, const struct restart_supp
 			decision->from = RESTART_FORK_OLDER;
 		else if (supply->left_behind)
 			decision->from = RESTART_FORK_LEFT;
-		else if (fresh_evidence) /* a window that no branch skips yet */
+		else if (more_data) /* that no branch skips yet */
 			choose_newest_fork(supply, decision);
 		else
 			decision->from = RESTART_NEWEST;
@@ -220,13 +236,13 @@ static enum restart_from last_resort(
 static void decide_counted(struct ladder *ladder, const struct death *death,
 	const struct restart_supply *supply, struct restart_decision *decision)
 {
-	bool hold;
+	bool hold, more_data;
 
 	ladder->counted++;
 	if (ladder->since_reset++ == 0)
 		ladder->climb_step = ladder->furthest_step;
 	ladder->free_in_row = 0;
-	uint32_t same = note_evidence(ladder, death);
+	uint32_t same = note_evidence(ladder, death), skipped = windows(same, &more_data);
 	bool evidence = same >= 3 || death->kind == DEATH_NONFINITE;
 	uint32_t rung = wanted_rung(ladder, death, evidence, &hold);
 
@@ -241,9 +257,10 @@ static void decide_counted(struct ladder *ladder, const struct death *death,
 	if (hold)
 		choose_held_source(ladder, death, supply, decision);
 	else
-		choose_source(ladder, supply, same == 3, decision);
+		choose_source(ladder, supply, more_data, decision);
 	decision->from = last_resort(decision->from, death, supply);
-	decision->skip_window = rung >= 3 && !hold && restart_forks(decision->from);
+	if (rung >= 3 && !hold && restart_forks(decision->from))
+		decision->skip_window = skipped > 0 ? skipped : 1;
 	decision->withdrawn = ladder->older_taken && rung >= 3 && !hold && ladder->rung == 2;
 	if (decision->from == RESTART_FORK_OLDER) {
 		ladder->older_taken = 1;

@@ -104,7 +104,7 @@ struct restart_decision {
 	enum restart_from from;
 	uint64_t step; /* FORK_NEWEST, FORK_OLDER: of the checkpoint to begin from */
 	bool counted;
-	bool skip_window; /* the new branch jumps over the fatal step's data */
+	uint32_t skip_window; /* the new branch jumps over so many times the fatal data; 0: not */
 	bool safe_engine;
 	bool withdrawn; /* what was left behind was not the cause: it is no longer suspect */
 	nsec_t delay_ns;

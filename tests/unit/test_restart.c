@@ -52,17 +52,18 @@ static void p5_the_rungs_come_in_order(void **unused)
 		uint32_t rung;
 		enum restart_from from;
 		uint64_t step;
-		bool skip, safe;
+		uint32_t skip;
+		bool safe;
 	} expected[] = {
-		{0, RESTART_MEMORY, 0, false, false},
-		{1, RESTART_NEWEST, 0, false, false},
-		{2, RESTART_FORK_OLDER, 300, false, false},
-		{3, RESTART_FORK_NEWEST, 300, true, false},
-		{4, RESTART_FORK_NEWEST, 300, true, true},
-		{5, RESTART_FORK_OLDER, 200, true, true},
-		{5, RESTART_FORK_OLDER, 100, true, true},
-		{5, RESTART_FORK_LEFT, 0, true, true},
-		{5, RESTART_FORK_OLDER, 300, true, true},
+		{0, RESTART_MEMORY, 0, 0, false},
+		{1, RESTART_NEWEST, 0, 0, false},
+		{2, RESTART_FORK_OLDER, 300, 0, false},
+		{3, RESTART_FORK_NEWEST, 300, 1, false},
+		{4, RESTART_FORK_NEWEST, 300, 1, true},
+		{5, RESTART_FORK_OLDER, 200, 2, true},
+		{5, RESTART_FORK_OLDER, 100, 2, true},
+		{5, RESTART_FORK_LEFT, 0, 2, true},
+		{5, RESTART_FORK_OLDER, 300, 2, true},
 	};
 	struct ladder ladder = fresh(450);
 	struct restart_supply there = supply();
