@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #define HISTORY_RETRY_NS (10 * NSEC_PER_SEC)
-#define HISTORY_REOPEN_NS NSEC_PER_SEC /* of one that broke */
+#define HISTORY_REOPEN_NS NSEC_PER_SEC /* of one that breaks again */
 #define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
 
 /* "" where the kernel does not say. */
@@ -60,7 +60,7 @@ struct history *books_history(struct books *books)
 		books->history = NULL;
 		return NULL;
 	}
-	books->history_retry_ns = now_ns + HISTORY_REOPEN_NS;
+	books->history_retry_ns = books->history_was_open ? now_ns + HISTORY_REOPEN_NS : 0;
 	if (books->history_was_open && (gone || lost))
 		begin_anew(books);
 	books->history_was_open = true;

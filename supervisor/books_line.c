@@ -274,15 +274,8 @@ static int answer_checkpoints(struct books *books, struct query_job *query, stru
 	return 0;
 }
 
-static int answer_query(struct books *books, struct query_job *query, struct error *err)
+static int answer_from(struct history *history, struct query_job *query, struct error *err)
 {
-	struct history *history;
-
-	if (query->query == QUERY_CHECKPOINTS)
-		return answer_checkpoints(books, query, err);
-	history = books_history(books);
-	if (!history)
-		return error_set(err, -ENOTCONN, "history.sqlite cannot be opened");
 	switch (query->query) {
 	case QUERY_EVENTS:
 		return history_events_json(
@@ -301,6 +294,25 @@ static int answer_query(struct books *books, struct query_job *query, struct err
 		break;
 	}
 	PANIC("answered above");
+}
+
+static int answer_query(struct books *books, struct query_job *query, struct error *err)
+{
+	struct history *history;
+	int code = -EIO;
+
+	if (query->query == QUERY_CHECKPOINTS)
+		return answer_checkpoints(books, query, err);
+	/* It may be the first to meet damage: then it asks the one that is begun anew. */
+	for (int try = 0; try < 2; try++) {
+		history = books_history(books);
+		if (!history)
+			return error_set(err, -ENOTCONN, "history.sqlite cannot be opened");
+		code = answer_from(history, query, err);
+		if (code == 0 || !history_is_broken(history))
+			break;
+	}
+	return code;
 }
 
 /* Thousands of rows take longer to write out than the loop may be held up. */

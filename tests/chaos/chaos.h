@@ -89,7 +89,8 @@ struct chaos {
 	uint64_t draws; /* of the fault that is being made */
 	int64_t steps;
 	uint64_t attempted[FAULT_COUNT], effective[FAULT_COUNT], total;
-	int64_t redone, hangs;
+	int64_t redone, hangs, step_seen;
+	nsec_t begun_ns;
 	nsec_t longest_ns; /* from a fault to a new step */
 	struct kept kept[KEPT_MAX];
 	unsigned kept_count;

@@ -22,6 +22,7 @@
 
 #define GARBAGE 1024
 #define SAVES_TO_NOTICE 3
+#define REOPEN_US 1100000      /* a history that breaks at once again is left alone so long */
 #define SPARE_BYTES (64 << 10) /* too little for anything */
 
 static void path_of(const struct chaos *chaos, const char *name, char path[2 * RIG_PATH_MAX])
@@ -153,6 +154,7 @@ bool fault_of_history(struct chaos *chaos, enum fault fault)
 	unsigned broken;
 	int64_t step = 0;
 
+	usleep(REOPEN_US);
 	chaos_let_a_step_finish(chaos);
 	kept_update(chaos);
 	path_of(chaos, "history.sqlite", path);

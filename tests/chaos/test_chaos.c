@@ -231,6 +231,7 @@ static void commit(struct chaos *chaos, enum fault fault)
 		clock_format_duration(took_ns, time);
 		print_message("#   the longest so far: %s\n", time);
 	}
+	chaos->step_seen = rig_step(&chaos->rig);
 	if (!kept_update(chaos))
 		fail_msg("the catalog does not answer");
 	watch_expect_good(chaos);
@@ -292,26 +293,6 @@ static void open_on_small_disk(struct chaos *chaos, const char *settings)
 	rig_close(&on_disk);
 }
 
-static void tell(struct chaos *chaos, nsec_t begun_ns)
-{
-	char time[CLOCK_TEXT_SIZE], longest[CLOCK_TEXT_SIZE];
-
-	clock_format_duration(clock_monotonic_ns() - begun_ns, time);
-	clock_format_duration(chaos->longest_ns, longest);
-	print_message(
-		"# %llu faults took effect, of %llu, in %s and %lld steps; seed %u; %lld steps "
-		"were made again; the longest fault and recovery took %s\n",
-		(unsigned long long)count_effective(chaos), (unsigned long long)chaos->total, time,
-		(long long)rig_step(&chaos->rig), chaos->seed, (long long)chaos->redone, longest);
-	print_message("# meanwhile: %llu looks for trainers, %llu answers, the slowest %llu ms\n",
-		(unsigned long long)atomic_load(&chaos->watch->scans),
-		(unsigned long long)atomic_load(&chaos->watch->questions),
-		(unsigned long long)atomic_load(&chaos->watch->longest_ms));
-	for (int i = 0; i < FAULT_COUNT; i++)
-		print_message("#   %4llu of %4llu %s\n", (unsigned long long)chaos->effective[i],
-			(unsigned long long)chaos->attempted[i], faults[i].name);
-}
-
 /* Each kind that can be made here took effect. */
 static void expect_enough(const struct chaos *chaos, bool full)
 {
@@ -334,56 +315,82 @@ static void finish(struct chaos *chaos)
 	assert_true(count_events(chaos, "hang") <= chaos->hangs);
 }
 
-static void p2_chaos_leaves_the_same_bits(void **unused)
+static void p2_chaos_leaves_the_same_bits(void **state)
 {
 	const char *given = getenv("CKPTD_TEST_SEED");
 	bool full = getenv("CKPTD_FULL") != NULL;
 	static enum fault plan[PLAN_MAX];
-	static struct chaos chaos;
+	struct chaos *chaos = *state;
 	struct rig undisturbed;
 	char settings[160], id[64];
 
-	chaos.seed = given ? (unsigned)strtoul(given, NULL, 10) : SEED_DEFAULT;
-	chaos.steps = full ? FULL_STEPS : SHORT_STEPS;
-	chaos.spared = KEEP_LAST;
-	print_message("# CKPTD_TEST_SEED=%u\n", chaos.seed);
-	make_plan(&chaos, full, plan);
-	snprintf(settings, sizeof(settings), SETTINGS " steps_total=%lld", (long long)chaos.steps);
+	chaos->seed = given ? (unsigned)strtoul(given, NULL, 10) : SEED_DEFAULT;
+	chaos->steps = full ? FULL_STEPS : SHORT_STEPS;
+	chaos->spared = KEEP_LAST;
+	print_message("# CKPTD_TEST_SEED=%u\n", chaos->seed);
+	make_plan(chaos, full, plan);
+	snprintf(settings, sizeof(settings), SETTINGS " steps_total=%lld", (long long)chaos->steps);
 	small_fs_begin();
 	rig_open(&undisturbed, settings);
 	rig_start(&undisturbed, NULL);
-	nsec_t begun_ns = clock_monotonic_ns();
+	chaos->begun_ns = clock_monotonic_ns();
 
-	hunger_begin(&chaos);
-	open_on_small_disk(&chaos, settings);
-	watch_begin(&chaos);
-	supervisor_start(&chaos);
-	chaos_let_a_step_finish(&chaos);
-	rig_save(&chaos.rig, id, NULL); /* something that can be lost */
-	while (chaos.total < PLAN_MAX && rig_step(&chaos.rig) < chaos.steps * 9 / 10 &&
-		(full ? count_effective(&chaos) < FULL_EFFECTIVE
-		      : clock_monotonic_ns() - begun_ns < SHORT_NS))
-		commit(&chaos, plan[chaos.total]);
-	tell(&chaos, begun_ns);
-	expect_enough(&chaos, full);
-	finish(&chaos);
-	struct digest digest = rig_digest(&chaos.rig, (uint64_t)chaos.steps);
-	struct digest expected = undisturbed_end(&undisturbed, chaos.steps);
+	hunger_begin(chaos);
+	open_on_small_disk(chaos, settings);
+	watch_begin(chaos);
+	supervisor_start(chaos);
+	chaos_let_a_step_finish(chaos);
+	rig_save(&chaos->rig, id, NULL); /* something that can be lost */
+	while (chaos->total < PLAN_MAX && rig_step(&chaos->rig) < chaos->steps * 9 / 10 &&
+		(full ? count_effective(chaos) < FULL_EFFECTIVE
+		      : clock_monotonic_ns() - chaos->begun_ns < SHORT_NS))
+		commit(chaos, plan[chaos->total]);
+	expect_enough(chaos, full);
+	finish(chaos);
+	struct digest digest = rig_digest(&chaos->rig, (uint64_t)chaos->steps);
+	struct digest expected = undisturbed_end(&undisturbed, chaos->steps);
 
 	assert_true(digest_equal(&expected, &digest));
-	watch_supervisor(&chaos, 0, false);
-	assert_int_equal(rig_stop(&chaos.rig), 0);
-	watch_end(&chaos);
-	expect_no_partials(&chaos.rig);
-	assert_int_equal(umount2(chaos.rig.run_dir, MNT_DETACH), 0);
-	rig_close(&chaos.rig);
-	hunger_end(&chaos);
+	watch_supervisor(chaos, 0, false);
+	assert_int_equal(rig_stop(&chaos->rig), 0);
+	watch_end(chaos);
+	expect_no_partials(&chaos->rig);
+	assert_int_equal(umount2(chaos->rig.run_dir, MNT_DETACH), 0);
+	rig_close(&chaos->rig);
+	hunger_end(chaos);
+}
+
+/* Also of a run that has failed. */
+static int tell(void **state)
+{
+	const struct chaos *chaos = *state;
+	char time[CLOCK_TEXT_SIZE], longest[CLOCK_TEXT_SIZE];
+
+	clock_format_duration(clock_monotonic_ns() - chaos->begun_ns, time);
+	clock_format_duration(chaos->longest_ns, longest);
+	print_message(
+		"# %llu faults took effect, of %llu, in %s and %lld steps; seed %u; %lld steps "
+		"were made again; the longest fault and recovery took %s\n",
+		(unsigned long long)count_effective(chaos), (unsigned long long)chaos->total, time,
+		(long long)chaos->step_seen, chaos->seed, (long long)chaos->redone, longest);
+	if (!chaos->watch)
+		return 0;
+	print_message("# meanwhile: %llu looks for trainers, %llu answers, the slowest %llu ms\n",
+		(unsigned long long)atomic_load(&chaos->watch->scans),
+		(unsigned long long)atomic_load(&chaos->watch->questions),
+		(unsigned long long)atomic_load(&chaos->watch->longest_ms));
+	for (int i = 0; i < FAULT_COUNT; i++)
+		print_message("#   %4llu of %4llu %s\n", (unsigned long long)chaos->effective[i],
+			(unsigned long long)chaos->attempted[i], faults[i].name);
+	return 0;
 }
 
 int main(void)
 {
+	static struct chaos chaos;
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(p2_chaos_leaves_the_same_bits),
+		cmocka_unit_test_prestate_setup_teardown(
+			p2_chaos_leaves_the_same_bits, NULL, tell, &chaos),
 	};
 	struct rlimit no_core = {0, 0};
 
