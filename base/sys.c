@@ -220,14 +220,15 @@ ssize_t sys_db_pwrite(int fd, const void *data, size_t size, off_t offset)
 
 /* -- sync -- */
 
-/* Never again after an error: the kernel may have dropped the dirty pages and say yes. */
+/* 1: skipped. Never again after an error: the kernel may have dropped the dirty pages and say yes.
+ */
 static int sync_fd(const char *point, int fd, int (*call)(int fd))
 {
 	const struct sys_fault *fault = sys_fault_at(point);
 	int code = verdict(fault);
 
 	if (code > 0)
-		return 0;
+		return 1;
 	bool traced = trace_begin();
 	if (code == 0)
 		code = call(fd) < 0 ? -errno : 0;
@@ -237,7 +238,9 @@ static int sync_fd(const char *point, int fd, int (*call)(int fd))
 
 int sys_fsync(int fd)
 {
-	return sync_fd("fsync", fd, fsync);
+	int code = sync_fd("fsync", fd, fsync);
+
+	return code > 0 ? 0 : code;
 }
 
 int sys_db_fsync(int fd)
@@ -247,7 +250,9 @@ int sys_db_fsync(int fd)
 
 int sys_fdatasync(int fd)
 {
-	return sync_fd("fdatasync", fd, fdatasync);
+	int code = sync_fd("fdatasync", fd, fdatasync);
+
+	return code > 0 ? 0 : code;
 }
 
 /* -- size -- */

@@ -52,7 +52,7 @@ int sys_db_close(int fd);
 ssize_t sys_db_pread(int fd, void *data, size_t size, off_t offset);
 ssize_t sys_db_pwrite(int fd, const void *data, size_t size, off_t offset);
 int sys_db_ftruncate(int fd, off_t size);
-int sys_db_fsync(int fd);
+int sys_db_fsync(int fd); /* 1: a plan skips it, and nobody may make up for it */
 int sys_db_unlink(const char *path);
 
 /* A named point between calls. 0, or -errno when the plan says so. */

@@ -143,9 +143,10 @@ static int call_open_directory(const char *path, int *ret_fd)
 	if (fd < 0)
 		return SQLITE_CANTOPEN;
 	code = sys_db_fsync(fd);
-	if (code < 0) {
+	if (code != 0) {
 		sys_db_close(fd);
-		return SQLITE_IOERR_DIR_FSYNC;
+		/* Skipped by a plan: SQLite goes on without a folder that it cannot open. */
+		return code < 0 ? SQLITE_IOERR_DIR_FSYNC : SQLITE_CANTOPEN;
 	}
 	*ret_fd = fd;
 	return SQLITE_OK;
@@ -196,8 +197,12 @@ static int file_sync(sqlite3_file *file, int flags)
 {
 	struct beside *ours = beside(file);
 
-	if (ours->fd >= 0 && sys_db_fsync(ours->fd) < 0)
+	int rc = ours->fd >= 0 ? sys_db_fsync(ours->fd) : 0;
+
+	if (rc < 0)
 		return SQLITE_IOERR_FSYNC;
+	if (rc > 0)
+		return SQLITE_OK; /* skipped by a plan: nobody makes up for it */
 	return ours->methods->theirs->xSync(file, flags);
 }
 

@@ -3,7 +3,7 @@
 #include "tests/vm/replay.h"
 
 #include "tests/crash/loop.h"
-#include "tests/vm/vm.h"
+#include "tests/vm/disk.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -41,6 +41,7 @@ struct pending {
 struct run {
 	int log_fd, base_fd;
 	const char *base;
+	const struct disk_fs *fs;
 	off_t disk_bytes;
 	struct pending pending[PENDING_MAX];
 	uint32_t count;
@@ -81,17 +82,17 @@ static void apply_some(const struct run *run, int fd, bool none)
 static void look(struct run *run, bool none)
 {
 	struct replay *ret = run->ret;
-	char path[VM_PATH_MAX];
-	struct vm_found found;
+	char path[DISK_PATH_MAX];
+	struct disk_found found;
 
-	vm_path("state", path);
+	disk_path("state", path);
 	assert_true(loop_clone(run->base, path));
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 
 	assert_true(fd >= 0);
 	apply_some(run, fd, none);
 	assert_int_equal(close(fd), 0);
-	vm_look(path, &found);
+	disk_look(path, run->fs, &found);
 	assert_int_equal(unlink(path), 0);
 	ret->states++;
 	if (found.whole && found.step >= ret->promised)
@@ -164,7 +165,8 @@ static void walk(struct run *run, bool count_only, uint64_t entry_count, bool mu
 	}
 }
 
-void replay_run(const char *log, const char *base, uint32_t states, bool mutant, struct replay *ret)
+void replay_run(const char *log, const char *base, const struct disk_fs *fs, uint32_t states,
+	bool mutant, struct replay *ret)
 {
 	static struct run run; /* large */
 	struct super super;
@@ -174,6 +176,7 @@ void replay_run(const char *log, const char *base, uint32_t states, bool mutant,
 	run = (struct run){.log_fd = open(log, O_RDONLY | O_CLOEXEC),
 		.base_fd = open(base, O_RDWR | O_CLOEXEC),
 		.base = base,
+		.fs = fs,
 		.ret = ret};
 	assert_true(run.log_fd >= 0 && run.base_fd >= 0 && fstat(run.base_fd, &stat) == 0);
 	run.disk_bytes = stat.st_size;

@@ -3,6 +3,8 @@
  * the last flush any may be lost, or torn at 4 KiB. */
 #pragma once
 
+#include "tests/vm/disk.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,8 +14,8 @@ struct replay {
 	char first[256];  /* violation */
 };
 
-/* base: the disk before the first entry; it takes the log's writes. Looks at about `states` states:
- * each must be whole, and its newest verified checkpoint not older than the last mark before
- * (guest_agent.c). A mutant ends at the first violation. */
-void replay_run(
-	const char *log, const char *base, uint32_t states, bool mutant, struct replay *ret);
+/* base: the disk before the first entry, with a file system fs; it takes the log's writes. Looks at
+ * about `states` states: each must be whole, and its newest verified checkpoint not older than the
+ * last mark before (guest_agent.c). A mutant ends at the first violation. */
+void replay_run(const char *log, const char *base, const struct disk_fs *fs, uint32_t states,
+	bool mutant, struct replay *ret);

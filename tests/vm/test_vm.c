@@ -60,13 +60,13 @@ static double seconds_since(nsec_t begun)
 
 /* -- lost flushes -- */
 
-static struct vm logged_machine(const char *name, char disk[VM_PATH_MAX], char log[VM_PATH_MAX])
+static struct vm logged_machine(const char *name, char disk[DISK_PATH_MAX], char log[DISK_PATH_MAX])
 {
 	char file[32];
 
 	snprintf(file, sizeof(file), "%s.log", name);
-	vm_path(name, disk);
-	vm_path(file, log);
+	disk_path(name, disk);
+	disk_path(file, log);
 	vm_make_disk(disk);
 	assert_true(loop_make_file(log, LOG_MIB));
 	return (struct vm){.disk = disk, .log = log};
@@ -92,12 +92,12 @@ static void mark_until(struct vm *vm, int64_t step)
 
 static void replay(struct vm *vm, uint32_t states, struct replay *ret)
 {
-	char base[VM_PATH_MAX];
+	char base[DISK_PATH_MAX];
 	nsec_t begun = clock_monotonic_ns();
 
-	vm_path("base", base);
+	disk_path("base", base);
 	vm_make_disk(base);
-	replay_run(vm->log, base, states, vm->no_sync, ret);
+	replay_run(vm->log, base, &disk_ext4, states, vm->no_sync, ret);
 	assert_int_equal(unlink(base), 0);
 	assert_int_equal(unlink(vm->log), 0);
 	print_message("# replay%s: %u flushes, %u states in %.1f s, %u violations, step %lld was "
@@ -111,9 +111,9 @@ static void replay(struct vm *vm, uint32_t states, struct replay *ret)
 /* The run that nobody touches, for its last digest as well. */
 static void p1_nothing_verified_is_lost_with_the_cache_of_the_disk(void **state)
 {
-	char disk[VM_PATH_MAX], log[VM_PATH_MAX];
+	char disk[DISK_PATH_MAX], log[DISK_PATH_MAX];
 	struct replay replayed;
-	struct vm_found found;
+	struct disk_found found;
 
 	need_machine();
 	nsec_t begun = clock_monotonic_ns();
@@ -124,7 +124,7 @@ static void p1_nothing_verified_is_lost_with_the_cache_of_the_disk(void **state)
 	vm_cut(&vm);
 	print_message("# undisturbed: %d steps in %.1f s, boot included\n", VM_STEPS,
 		seconds_since(begun));
-	vm_look(disk, &found);
+	disk_look(disk, &disk_ext4, &found);
 	assert_true(found.whole);
 	assert_int_equal(found.step, VM_STEPS);
 	undisturbed = found.digest;
@@ -137,7 +137,7 @@ static void p1_nothing_verified_is_lost_with_the_cache_of_the_disk(void **state)
 
 static void without_syncs_the_loss_is_seen(void **state)
 {
-	char disk[VM_PATH_MAX], log[VM_PATH_MAX];
+	char disk[DISK_PATH_MAX], log[DISK_PATH_MAX];
 	struct replay replayed;
 
 	need_machine();
@@ -249,13 +249,13 @@ static void train_and_cut(struct vm *vm, bool first, struct cut *cut, bool *ret_
 		vm_work(vm, (nsec_t)(rand() % (2 * PART_MS)) * NSEC_PER_MSEC);
 	}
 	vm_cut(vm);
-	cut->phase = *ret_finished ? "finished" : vm_under_way(vm->disk);
+	cut->phase = *ret_finished ? "finished" : disk_under_way(vm->disk);
 }
 
 /* A run through cuts until `left` are made, then to its end undisturbed. */
 static uint32_t disturbed_run(uint32_t left, struct vm *vm)
 {
-	struct vm_found found = {0};
+	struct disk_found found = {0};
 	bool finished = false;
 	uint32_t cuts = 0;
 	int64_t event;
@@ -265,7 +265,7 @@ static uint32_t disturbed_run(uint32_t left, struct vm *vm)
 		struct cut cut = {.step = found.step, .seen = found.step, .verified = found.step};
 
 		train_and_cut(vm, cuts == 0, &cut, &finished);
-		vm_look(vm->disk, &found);
+		disk_look(vm->disk, &disk_ext4, &found);
 		cut.found = found.step;
 		finished |= found.step == VM_STEPS; /* though nobody was told */
 		tally(&cut);
@@ -279,7 +279,7 @@ static uint32_t disturbed_run(uint32_t left, struct vm *vm)
 		expect_resumed(vm, found.step, &event);
 	vm_wait_finished(vm);
 	vm_cut(vm);
-	vm_look(vm->disk, &found);
+	disk_look(vm->disk, &disk_ext4, &found);
 	assert_true(found.whole);
 	assert_int_equal(found.step, VM_STEPS);
 	assert_true(undisturbed_known);
@@ -291,10 +291,10 @@ static uint32_t disturbed_run(uint32_t left, struct vm *vm)
 static void p1_p2_p3_cuts_and_ends_of_the_supervisor_leave_the_same_bits(void **state)
 {
 	uint32_t wanted = full() ? CUTS_FULL : CUTS, cuts = 0, runs = 0;
-	char disk[VM_PATH_MAX];
+	char disk[DISK_PATH_MAX];
 
 	need_machine();
-	vm_path("disturbed", disk);
+	disk_path("disturbed", disk);
 	nsec_t begun = clock_monotonic_ns();
 	struct vm vm = {.disk = disk};
 
@@ -328,7 +328,7 @@ static int close_machine(void **state)
 {
 	struct rusage used;
 
-	vm_finish();
+	disk_finish();
 	getrusage(RUSAGE_CHILDREN, &used);
 	print_message("# all of it: %.1f s of this machine's processors\n",
 		(double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +

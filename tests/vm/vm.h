@@ -4,21 +4,20 @@
 #pragma once
 
 #include "base/clock.h"
-#include "base/digest.h"
 #include "proto/json.h"
+#include "tests/vm/disk.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-#define VM_PATH_MAX 128
 #define VM_STEPS 12   /* of the run in the image */
 #define VM_INTERVAL 2 /* steps between its saves */
 
 struct vm {
 	pid_t qemu; /* 0: it is off */
 	int port;   /* guest_agent.c */
-	char console[VM_PATH_MAX];
+	char console[DISK_PATH_MAX];
 	const char *disk, *log; /* of the run; log: of the disk's writes, may be NULL */
 	bool no_sync;           /* guest_nosync.c in all of its processes */
 	uint32_t boots, retries;
@@ -27,13 +26,9 @@ struct vm {
 
 /* NULL, or what this machine does not give. */
 const char *vm_lacks(void);
-/* Makes what is needed to boot where it is not there or old (minutes at the first time), and a
- * folder of our own for disks, in a mount namespace: gone with this process. NULL, or what is not
- * to be had. */
+/* Makes what is needed to boot where it is not there or old, and a nest for disks. NULL, or what is
+ * not to be had. */
 const char *vm_prepare(void);
-void vm_finish(void);
-/* name in that folder. */
-void vm_path(const char *name, char path[VM_PATH_MAX]);
 /* A disk with an initialised run that never trained. */
 void vm_make_disk(const char *path);
 /* The power comes on; returns when the guest can be talked to. One retry. */
@@ -57,15 +52,3 @@ json_t *vm_status(struct vm *vm);
 int64_t vm_resumed(struct vm *vm, int64_t after, int64_t *ret_id, char from[16]);
 /* Until the run is finished. */
 void vm_wait_finished(struct vm *vm);
-
-/* What a power that just went interrupted: training, saving, catalog write, deletion. */
-const char *vm_under_way(const char *disk);
-
-/* What a start finds on a disk whose power is off, with fsck on a copy. */
-struct vm_found {
-	bool whole;   /* fsck repairs what it finds, and the newest verified one reads as it must */
-	int64_t step; /* of the newest verified one; 0: none */
-	struct digest digest; /* of its four sections */
-	char text[256];       /* why not whole */
-};
-void vm_look(const char *disk, struct vm_found *ret);
