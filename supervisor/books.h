@@ -151,6 +151,8 @@ struct fork_job {
 	struct survey survey;      /* out */
 };
 void books_fork_work(struct ledger_job *job, void *room);
+/* Only whether it could begin now: -ENOENT and why not. */
+void books_fork_look_work(struct ledger_job *job, void *room);
 
 /* The keep mark of a checkpoint. */
 struct keep_job {

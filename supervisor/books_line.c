@@ -167,17 +167,28 @@ static void carry_interventions(const struct line *line, struct fork_job *fork, 
 					at->interventions[i];
 }
 
+static int find_beginning(const struct view *view, const struct fork_job *fork,
+	const struct catalog_row **ret_row, struct error *err)
+{
+	static const struct catalog_row start = {.id = "step 0"};
+
+	*ret_row = fork->which == FORK_START ? &start : find_row(view, fork);
+	if (!*ret_row && fork->which == FORK_ID)
+		return error_set(err, -ENOENT,
+			"there is no verified checkpoint %s: see `ckptctl checkpoints`", fork->id);
+	if (!*ret_row)
+		return error_set(err, -ENOENT, "there is no verified checkpoint to go back to");
+	return 0;
+}
+
 static int begin_branch(
 	struct books *books, struct view *view, struct fork_job *fork, struct error *err)
 {
-	static const struct catalog_row start = {.id = "step 0"};
-	const struct catalog_row *row = fork->which == FORK_START ? &start : find_row(view, fork);
+	const struct catalog_row *row;
+	int r = find_beginning(view, fork, &row, err);
 
-	if (!row && fork->which == FORK_ID)
-		return error_set(err, -ENOENT,
-			"there is no verified checkpoint %s: see `ckptctl checkpoints`", fork->id);
-	if (!row)
-		return error_set(err, -ENOENT, "there is no verified checkpoint to go back to");
+	if (r < 0)
+		return r;
 	if (fork->carry)
 		carry_interventions(&view->line, fork, row->step);
 	fork->branch = (struct line_branch){.parent = row->branch,
@@ -204,6 +215,18 @@ void books_fork_work(struct ledger_job *job, void *room)
 		make_survey(&view, &fork->survey);
 		fork->survey.catalog = true;
 	}
+	view_fini(&view);
+}
+
+void books_fork_look_work(struct ledger_job *job, void *room)
+{
+	struct fork_job *fork = (struct fork_job *)job;
+	const struct catalog_row *row;
+	struct view view;
+
+	job->result = view_load(room, &view, &job->error);
+	if (job->result == 0)
+		job->result = find_beginning(&view, fork, &row, &job->error);
 	view_fini(&view);
 }
 

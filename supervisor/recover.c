@@ -302,17 +302,59 @@ static void on_rollback_forked(struct ledger_job *job)
 	sup_dispatch(sup, FSM_FORKED);
 }
 
+static void name_rollback(struct fork_job *fork, const char *id)
+{
+	fork->which = *id ? FORK_ID : FORK_BEFORE_NEWEST;
+	snprintf(fork->id, sizeof(fork->id), "%s", id);
+}
+
 void rollback_fork(struct supervisor *sup)
 {
 	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_rollback_forked, sup);
 
 	CHECK(sup->rollback_call && !child_alive(&sup->trainer) && !sup->forking);
-	fork->which = *sup->rollback_id ? FORK_ID : FORK_BEFORE_NEWEST;
-	snprintf(fork->id, sizeof(fork->id), "%s", sup->rollback_id);
+	name_rollback(fork, sup->rollback_id);
 	snprintf(fork->why, sizeof(fork->why), "rollback by uid %u",
 		(unsigned)sup->rollback_call->uid);
 	fork->call = sup->rollback_call;
 	sup->rollback_call = NULL;
 	sup->forking = true;
+	books_give(&sup->ledger, fork);
+}
+
+static void on_rollback_looked(struct ledger_job *job)
+{
+	struct fork_job *fork = (struct fork_job *)job;
+	struct supervisor *sup = fork->head.owner;
+	struct call *call = fork->call;
+
+	if (job->result < 0)
+		call_error(call, job->result == -ENOENT ? "NotFound" : "Failed", "%s",
+			job->error.text);
+	else if (!rollback_may_begin(sup))
+		call_error(call, "Busy", "the service is %s: try again in a moment",
+			fsm_state_name(sup->state));
+	else {
+		sup->rollback_call = call;
+		snprintf(sup->rollback_id, sizeof(sup->rollback_id), "%s",
+			fork->which == FORK_ID ? fork->id : "");
+		sup_dispatch(sup, FSM_ROLLBACK);
+	}
+	free(job);
+}
+
+bool rollback_may_begin(const struct supervisor *sup)
+{
+	return !sup->rollback_call && !sup->fork_pending && !sup->forking &&
+		fsm_next(sup->state, FSM_ROLLBACK).taken;
+}
+
+void rollback_look(struct supervisor *sup, struct call *call, const char *id)
+{
+	struct fork_job *fork = books_job(
+		sizeof(*fork), books_fork_look_work, on_rollback_looked, sup);
+
+	name_rollback(fork, id);
+	fork->call = call;
 	books_give(&sup->ledger, fork);
 }

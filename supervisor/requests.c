@@ -143,15 +143,11 @@ void request_rollback(struct supervisor *sup, struct call *call, const char *id)
 			"%.40s is not a checkpoint's id: they look like step-000012000-b0002", id);
 		return;
 	}
-	if (sup->rollback_call || sup->fork_pending || sup->forking ||
-		!fsm_next(sup->state, FSM_ROLLBACK).taken) {
+	if (rollback_may_begin(sup))
+		rollback_look(sup, call, id);
+	else
 		call_error(call, "Busy", "the service is %s: try again in a moment",
 			fsm_state_name(sup->state));
-		return;
-	}
-	sup->rollback_call = call;
-	snprintf(sup->rollback_id, sizeof(sup->rollback_id), "%s", id);
-	sup_dispatch(sup, FSM_ROLLBACK);
 }
 
 /* -- keep -- */

@@ -325,7 +325,10 @@ void recover_decide(struct supervisor *sup, const struct obituary *obituary, boo
 /* State memory, then the delay, then FSM_START (or FSM_COMPLETE). */
 void schedule_start(struct supervisor *sup);
 void schedule_cancel(struct supervisor *sup);
-/* The rollback a person asked for. */
+/* The rollback a person asked for: whether the state allows one; then, before the trainer is ended
+ * for it, whether its checkpoint is there (and answers the call if not); then the branch. */
+bool rollback_may_begin(const struct supervisor *sup);
+void rollback_look(struct supervisor *sup, struct call *call, const char *id);
 void rollback_fork(struct supervisor *sup);
 void recover_tick(struct supervisor *sup, nsec_t now_ns);
 /* Steps of about one checkpoint interval, at least 1. */

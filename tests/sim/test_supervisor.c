@@ -231,7 +231,9 @@ static void p5_nonfinite_updates_are_skipped_at_once(void **state)
 	sim_behave(fx, "exit_step 40\nexit_code 77\n");
 	sim_start(fx);
 	sim_await_only(fx, "training", 10, 0);
-	sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	sim_call_good(fx, "Pause", NULL); /* a checkpoint before step 40, however slow it is */
+	sim_await_only(fx, "paused", 10, 0);
+	sim_call_good(fx, "Resume", NULL);
 	json_t *now = sim_await(fx, "training", 41, 1);
 
 	assert_int_equal(sim_number(now, "restarts"), 1);
@@ -417,11 +419,16 @@ static void p1_a_rollback_begins_a_branch_before_it_is_answered(void **state)
 	json_decref(reply);
 	now = sim_await(fx, "training", first, 0);
 	assert_int_equal(sim_number(now, "branch"), 2);
+	int64_t pid = sim_number(json_object_get(now, "worker"), "pid");
+
 	json_decref(now);
+	/* What is not there costs the trainer nothing. */
 	reply = sim_call(fx, "Rollback", json_pack("{s:s}", "id", "step-000099999-b0001"));
 	assert_string_equal(json_get_text(reply, "error", ""), "io.ckptd.Training.NotFound");
 	json_decref(reply);
-	sim_await_only(fx, "training", first + 3, 0);
+	now = sim_await(fx, "training", first + 3, 0);
+	assert_int_equal(sim_number(json_object_get(now, "worker"), "pid"), pid);
+	json_decref(now);
 }
 
 /* -- what is kept, and what is said of it -- */
