@@ -118,7 +118,7 @@ struct survey {
 	uint32_t count; /* verified on the line, at most RESTART_STEPS_MAX, greatest step first */
 	uint64_t steps[RESTART_STEPS_MAX];
 	bool left_behind;     /* a verified suspect one exists */
-	bool unread;          /* one on the line is only `found` */
+	bool unread;          /* one on the line is only `found`, or cannot be read now */
 	struct scrub_age age; /* of all that are kept */
 	bool has_newest;
 	struct catalog_row newest; /* verified, on the line */

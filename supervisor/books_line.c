@@ -55,6 +55,13 @@ static bool row_verified(const struct catalog_row *row)
 	return row->state == CHECKPOINT_VERIFIED;
 }
 
+/* Not read yet, or not now. */
+static bool row_may_be_good(const struct catalog_row *row)
+{
+	return row->state == CHECKPOINT_FOUND || row->state == CHECKPOINT_UNREADABLE ||
+		row->state == CHECKPOINT_REFUSED;
+}
+
 static bool row_on_line(const struct view *view, const struct catalog_row *row)
 {
 	return line_contains(&view->line, row->branch, row->step);
@@ -68,7 +75,7 @@ static void make_survey(struct view *view, struct survey *ret)
 		const struct catalog_row *row = &view->rows[i];
 
 		scrub_age_add(&ret->age, row);
-		if (row->state == CHECKPOINT_FOUND && row_on_line(view, row))
+		if (row_may_be_good(row) && row_on_line(view, row))
 			ret->unread = true;
 		if (!row_verified(row))
 			continue;
@@ -167,12 +174,23 @@ static void carry_interventions(const struct line *line, struct fork_job *fork, 
 					at->interventions[i];
 }
 
+/* A first checkpoint that the supervisor has not heard of yet. */
+static bool has_verified(const struct view *view)
+{
+	for (uint32_t i = 0; i < view->count; i++)
+		if (row_verified(&view->rows[i]) && row_on_line(view, &view->rows[i]))
+			return true;
+	return false;
+}
+
 static int find_beginning(const struct view *view, const struct fork_job *fork,
 	const struct catalog_row **ret_row, struct error *err)
 {
 	static const struct catalog_row start = {.id = "step 0"};
 
 	*ret_row = fork->which == FORK_START ? &start : find_row(view, fork);
+	if (fork->which == FORK_START && has_verified(view))
+		return error_set(err, -ENOENT, "a first checkpoint was verified meanwhile");
 	if (!*ret_row && fork->which == FORK_ID)
 		return error_set(err, -ENOENT,
 			"there is no verified checkpoint %s: see `ckptctl checkpoints`", fork->id);

@@ -351,6 +351,8 @@ static void client_next(struct client *client)
 	json_t *frame;
 	int code = 0;
 
+	if (client->control->closing)
+		return;
 	for (int i = 0; i < CALLS_PER_TURN && !client->call && !client->closing; i++) {
 		if (!may_call(client, now_ns))
 			break;

@@ -231,15 +231,18 @@ const char *fsm_public_name(enum fsm_state state)
 	}
 }
 
+bool fsm_is_halting(enum fsm_state state)
+{
+	return state == FSM_PAUSING || state == FSM_STOPPING || state == FSM_EXITING;
+}
+
 void fsm_check(enum fsm_state state, const struct fsm_facts *facts)
 {
-	bool halting = state == FSM_PAUSING || state == FSM_STOPPING || state == FSM_EXITING;
-
 	CHECK((unsigned)state < FSM_STATE_COUNT);
 	CHECK(!(facts->trainer && facts->preparer));
 	if (state == FSM_TRAINING || state == FSM_ROLLING || state == FSM_RENEWING)
 		CHECK(facts->trainer);
-	else if (!halting)
+	else if (!fsm_is_halting(state))
 		CHECK(!facts->trainer);
 	if (facts->preparer)
 		CHECK(state == FSM_PREPARING || state == FSM_EXITING);

@@ -99,6 +99,9 @@ const char *fsm_event_name(enum fsm_event event);
 /* The word the varlink interface uses. */
 const char *fsm_public_name(enum fsm_state state);
 
+/* Pausing, stopping, exiting: the trainer is asked to end, then the last save. */
+bool fsm_is_halting(enum fsm_state state);
+
 /* The promises of the comment above, as checks. */
 struct fsm_facts {
 	bool trainer;  /* the process exists */

@@ -216,7 +216,7 @@ int memory_newest(const struct supervisor *sup, struct state_record *ret)
 	if (!sup->survey.known && ret->branch != 1)
 		return -ENOENT;
 	/* A memory that the disk has overtaken is no newest state. */
-	if (sup->survey.has_newest && ret->step < sup->survey.newest.step)
+	if (sup->newest.known && ret->step < sup->newest.step)
 		return -ENOENT;
 	return 0;
 }

@@ -383,6 +383,8 @@ void methods_handle(void *owner, struct call *call)
 		refuse(sup, call);
 	else if (call->more && method->handle != method_status)
 		call_service_error(call, "InvalidParameter", "parameter", "more");
+	else if (method->changes && sup->state == FSM_ENDED)
+		call_error(call, "Busy", "the service ends");
 	else if (method->needs_run && !sup->has_run)
 		call_error(call, "NoRun", "%s",
 			*sup->trouble ? sup->trouble : "the run is not open yet: try again");

@@ -97,6 +97,9 @@ void recover_decide(struct supervisor *sup, const struct obituary *obituary, boo
 	sup->restarts++;
 	sup->revision++;
 	tell_decision(sup, &sup->decision);
+	/* It may have found that what is on the line is bad. */
+	if (death.kind == DEATH_TRANSIENT)
+		survey_start(sup);
 }
 
 /* -- the ladder's branch -- */

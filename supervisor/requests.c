@@ -95,12 +95,15 @@ void requests_tick(struct supervisor *sup, nsec_t now_ns)
 
 void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now)
 {
+	enum fsm_event event = exit ? FSM_EXIT : FSM_STOP;
+
 	CHECK(call && !call->next);
 	if (!sup->has_run && !exit) {
 		call_error(call, "NoRun", "%s", sup->trouble);
 		return;
 	}
-	if (now) {
+	/* Where nothing is under way, "now" must not wait for a later end of another kind. */
+	if (now && fsm_is_halting(fsm_next(sup->state, event).next)) {
 		sup->kill_now = true;
 		sup->final.skip = true;
 		child_kill(&sup->saver.child, SIGKILL);
@@ -111,7 +114,7 @@ void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now
 	if (sup->has_run)
 		set_wanted(sup, WANTED_STOPPED, false);
 	settle_later(sup, call, exit ? FSM_ENDED : FSM_STOPPED);
-	sup_dispatch(sup, exit ? FSM_EXIT : FSM_STOP);
+	sup_dispatch(sup, event);
 	sup_settle(sup);
 }
 

@@ -273,6 +273,13 @@ static void decide_counted(struct ladder *ladder, const struct death *death,
 	ladder->rung = rung;
 }
 
+/* Every checkpoint on the line is known to be bad: better one under suspicion than none. */
+static bool only_left_behind(const struct death *death, const struct restart_supply *supply)
+{
+	return death->kind == DEATH_TRANSIENT && supply->left_behind && !supply->memory &&
+		supply->count == 0 && !supply->unread && !supply->scratch;
+}
+
 struct restart_decision ladder_decide(
 	struct ladder *ladder, const struct death *death, const struct restart_supply *supply)
 {
@@ -289,6 +296,9 @@ struct restart_decision ladder_decide(
 	}
 	if (counted) {
 		decide_counted(ladder, death, supply, &decision);
+	} else if (only_left_behind(death, supply)) {
+		decision.from = RESTART_FORK_LEFT;
+		ladder->older_taken = 0;
 	} else {
 		decision.from = supply->memory ? RESTART_MEMORY : RESTART_NEWEST;
 	}

@@ -16,6 +16,9 @@
  * they go on from memory when they finished a step, else from the newest checkpoint, wait longer
  * each time, and when the longest wait is reached, the next older checkpoint is tried.
  *
+ * When every checkpoint on the line turns out to be bad, the newest one that was left behind is
+ * better than none.
+ *
  * The struct lives in the header page of the state memory, so that a new supervisor goes on where
  * the old one was; the database is its record, never its source. */
 #pragma once
@@ -83,7 +86,7 @@ struct restart_supply {
 	uint32_t count; /* verified checkpoints on the line: their steps, greatest first */
 	uint64_t steps[RESTART_STEPS_MAX];
 	bool left_behind;  /* a verified one that the ladder left */
-	bool unread;       /* files on the line that nobody has read yet */
+	bool unread;       /* files on the line that nobody has read yet, or can read now */
 	bool scratch;      /* step 0 is allowed: the run never had a verified checkpoint */
 	bool safe_already; /* openblas with one thread is what runs now */
 	uint32_t random;   /* for the jitter */

@@ -401,10 +401,12 @@ static void on_ended(struct child *child)
 	saver->in_flight = false;
 	sup->revision++;
 	state_unpin_all(&sup->memory);
-	if (good)
+	if (good) {
 		note_saved(sup);
-	else
+	} else {
 		note_failed(sup, child);
+		survey_start(sup); /* it may have got further than its word */
+	}
 	answer_joined(sup, good, saver->already);
 	serve_next(sup);
 	final_save_step(sup);

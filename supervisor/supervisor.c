@@ -239,13 +239,23 @@ static void act(struct supervisor *sup, uint32_t actions, enum fsm_event event)
 		end_loop(sup);
 }
 
+/* The last state may be lost before it is saved, and a reload may ask for more. */
+static void check_finished(struct supervisor *sup)
+{
+	uint64_t step = sup->newest.known ? sup->newest.step : 0;
+
+	if (sup->state != FSM_FINISHED || step >= (uint64_t)sup->config.steps_total)
+		return;
+	sup_event(sup, "warning", "restart",
+		"only step %llu of %lld is saved: the steps after it are trained",
+		(unsigned long long)step, (long long)sup->config.steps_total);
+	sup_dispatch(sup, FSM_RETRY);
+}
+
 /* What a state brings with it, however it was reached. */
 static void enter(struct supervisor *sup, enum fsm_state before)
 {
-	bool halting = sup->state == FSM_PAUSING || sup->state == FSM_STOPPING ||
-		sup->state == FSM_EXITING;
-
-	if (halting)
+	if (fsm_is_halting(sup->state))
 		final_save_limit(sup);
 	else
 		sup->final.deadline_ns = 0;
@@ -258,6 +268,7 @@ static void enter(struct supervisor *sup, enum fsm_state before)
 			sup->state == FSM_PAUSING ? "pause" : "stop");
 		sup->rollback_call = NULL;
 	}
+	check_finished(sup);
 	/* A pause and a resume may cross. */
 	if ((sup->state == FSM_PAUSED || sup->state == FSM_STOPPED) &&
 		sup->run.wanted == WANTED_RUN)

@@ -27,9 +27,12 @@
 
 void trainer_forget_pace(struct supervisor *sup)
 {
+	uint64_t moves = atomic_load(&sup->progress->moves);
+	nsec_t quiet_ns = moves == sup->watchdog.moves ? sup->watchdog.quiet_ns : 0;
+
 	watchdog_init(&sup->watchdog, TICK_NS, sup->config.hang_timeout * NSEC_PER_SEC);
-	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves),
-		atomic_load(&sup->progress->step));
+	watchdog_begin(&sup->watchdog, moves, atomic_load(&sup->progress->step));
+	sup->watchdog.quiet_ns = quiet_ns; /* what hangs does so under any configuration */
 }
 
 static void attempt_begin(struct supervisor *sup)

@@ -364,6 +364,23 @@ static void a_run_that_moves_waits_little(void **unused)
 	assert_true(longest_ns == LADDER_DELAY_MOVING_MAX_NS);
 }
 
+/* All on the line are known to be bad. One that may only be unreadable now is waited for. */
+static void p5_what_was_left_behind_is_better_than_nothing(void **unused)
+{
+	struct ladder ladder = fresh(450);
+	struct restart_supply left = {.left_behind = true}, unread = {.left_behind = true};
+	struct death death = {.kind = DEATH_TRANSIENT, .cause = 75, .step = 450};
+	struct restart_decision decision;
+
+	unread.unread = true;
+	decision = ladder_decide(&ladder, &death, &unread);
+	assert_int_equal(decision.from, RESTART_NEWEST);
+	decision = ladder_decide(&ladder, &death, &left);
+	assert_int_equal(decision.from, RESTART_FORK_LEFT);
+	assert_false(decision.counted);
+	assert_true(decision.delay_ns > 0);
+}
+
 static void the_ladder_keeps_its_seal(void **unused)
 {
 	struct ladder ladder = fresh(450);
@@ -410,6 +427,7 @@ int main(void)
 		cmocka_unit_test(the_suspicion_is_withdrawn_when_the_older_one_dies_there_too),
 		cmocka_unit_test(storage_errors_wait_and_do_not_climb),
 		cmocka_unit_test(a_run_that_moves_waits_little),
+		cmocka_unit_test(p5_what_was_left_behind_is_better_than_nothing),
 		cmocka_unit_test(the_ladder_keeps_its_seal),
 		cmocka_unit_test(backoff_doubles_up_to_its_end),
 	};
