@@ -322,7 +322,9 @@ void prepare_start(struct supervisor *sup)
 	signing_fini(&sup->signing);
 	signing_read(sup->config.signing_key, &sup->signing);
 	sup->prepared.known = false;
-	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves), 0);
+	/* Steps that the page still tells of teach nothing. */
+	watchdog_begin(&sup->watchdog, atomic_load(&sup->progress->moves),
+		atomic_load(&sup->progress->step));
 	child_spawn(&sup->preparer, &sup->loop, &options);
 	start_frame_send(
 		sup, &sup->preparer, json_pack("{s:i}", "threads", (int)sup->config.threads));
