@@ -73,36 +73,36 @@ static bool longest_wait(const struct ladder *ladder)
 		LADDER_DELAY_MAX_NS;
 }
 
-/* How often this step was fatal for this cause, this time included. Other deaths may come between;
- * when there is no room, the weakest evidence gives way. */
-static uint32_t note_evidence(struct ladder *ladder, const struct death *death)
+/* Counts how often this step was fatal for this cause, this time included. Other deaths may come
+ * between; when there is no room, the weakest evidence gives way. */
+static struct fatal *note_evidence(struct ladder *ladder, const struct death *death)
 {
 	struct fatal *weakest = &ladder->fatal[0];
 
 	for (uint32_t i = 0; i < LADDER_FATAL_MAX; i++) {
 		struct fatal *fatal = &ladder->fatal[i];
 
-		if (fatal->count > 0 && fatal->step == death->step && fatal->cause == death->cause)
-			return fatal->count < UINT32_MAX ? ++fatal->count : fatal->count;
+		if (fatal->count > 0 && fatal->step == death->step &&
+			fatal->cause == death->cause) {
+			fatal->count += fatal->count < UINT32_MAX;
+			return fatal;
+		}
 		if (fatal->count < weakest->count)
 			weakest = fatal;
 	}
 	*weakest = (struct fatal){.step = death->step, .cause = death->cause, .count = 1};
-	return 1;
+	return weakest;
 }
 
 /* From the third death of the same kind on: 1 times the data of the fatal step, from the sixth on
  * twice as much, ... Bad data may lie side by side, and a branch that was to skip them may not have
  * been made. 0 for less evidence. */
-static uint32_t windows(uint32_t same, bool *ret_more)
+static uint32_t windows(uint32_t same)
 {
 	uint32_t count = 0;
 
-	*ret_more = false;
-	for (uint32_t deaths = 3; deaths <= same && count < WINDOWS_MAX; deaths *= 2) {
-		*ret_more = deaths == same;
+	for (uint32_t deaths = 3; deaths <= same && count < WINDOWS_MAX; deaths *= 2)
 		count = count > 0 ? 2 * count : 1;
-	}
 	return count;
 }
 
@@ -236,14 +236,15 @@ static enum restart_from last_resort(
 static void decide_counted(struct ladder *ladder, const struct death *death,
 	const struct restart_supply *supply, struct restart_decision *decision)
 {
-	bool hold, more_data;
+	bool hold;
 
 	ladder->counted++;
 	if (ladder->since_reset++ == 0)
 		ladder->climb_step = ladder->furthest_step;
 	ladder->free_in_row = 0;
-	uint32_t same = note_evidence(ladder, death), skipped = windows(same, &more_data);
-	bool evidence = same >= 3 || death->kind == DEATH_NONFINITE;
+	struct fatal *fatal = note_evidence(ladder, death);
+	uint32_t due = windows(fatal->count);
+	bool evidence = fatal->count >= 3 || death->kind == DEATH_NONFINITE;
 	uint32_t rung = wanted_rung(ladder, death, evidence, &hold);
 
 	while (rung < LADDER_RUNG_MAX && !rung_applies(rung, death, supply)) {
@@ -257,10 +258,10 @@ static void decide_counted(struct ladder *ladder, const struct death *death,
 	if (hold)
 		choose_held_source(ladder, death, supply, decision);
 	else
-		choose_source(ladder, supply, more_data, decision);
+		choose_source(ladder, supply, due > fatal->skipped, decision);
 	decision->from = last_resort(decision->from, death, supply);
 	if (rung >= 3 && !hold && restart_forks(decision->from))
-		decision->skip_window = skipped > 0 ? skipped : 1;
+		decision->skip_window = fatal->skipped = due > 0 ? due : 1;
 	decision->withdrawn = ladder->older_taken && rung >= 3 && !hold && ladder->rung == 2;
 	if (decision->from == RESTART_FORK_OLDER) {
 		ladder->older_taken = 1;

@@ -28,7 +28,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LADDER_VERSION 1
+#define LADDER_VERSION 2
 #define LADDER_RUNG_MAX 5
 #define LADDER_FATAL_MAX 8
 #define LADDER_DELAY_FIRST_NS (100 * NSEC_PER_MSEC)
@@ -52,7 +52,9 @@ enum death_kind {
 struct fatal {
 	uint64_t step;
 	uint32_t cause;
-	uint32_t count; /* 0: free */
+	uint32_t count;   /* 0: free */
+	uint32_t skipped; /* times its data that a branch was to leave out */
+	uint32_t reserved;
 };
 
 struct ladder {
