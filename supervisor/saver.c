@@ -444,11 +444,19 @@ double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns)
 	return due_ns > now_ns ? (double)(due_ns - now_ns) / 1e9 : 0;
 }
 
+/* Nothing on the disk is good any more: without a checkpoint of it the ladder has no branch. */
+static bool memory_is_all(const struct supervisor *sup)
+{
+	return sup->state == FSM_RESTARTING && sup->decision.from == RESTART_MEMORY &&
+		sup->run.ever_verified && sup->survey.known && sup->survey.count == 0 &&
+		!sup->survey.unread;
+}
+
 /* Between a death and the next start nothing is saved unasked: that state is under suspicion. */
 static bool may_save(const struct supervisor *sup)
 {
-	return (sup->state == FSM_TRAINING && sup->trainer_ready) || sup->state == FSM_PAUSED ||
-		sup->state == FSM_STOPPED || sup->state == FSM_FAILED;
+	return memory_is_all(sup) || (sup->state == FSM_TRAINING && sup->trainer_ready) ||
+		sup->state == FSM_PAUSED || sup->state == FSM_STOPPED || sup->state == FSM_FAILED;
 }
 
 static bool is_due(const struct supervisor *sup, nsec_t now_ns)
@@ -465,7 +473,7 @@ static bool is_due(const struct supervisor *sup, nsec_t now_ns)
 
 	if (now_ns < saver->retry_ns || !may_save(sup))
 		return false;
-	if (!saver->wanted && saver->failures == 0 && !by_time && !by_steps)
+	if (!saver->wanted && saver->failures == 0 && !by_time && !by_steps && !memory_is_all(sup))
 		return false;
 	return memory_newest(sup, &record) == 0 && record.step > 0 && !is_saved(sup, &record);
 }
