@@ -377,7 +377,7 @@ static void read_files(struct worker *worker)
 		if (worker->id[0] && strcmp(id, worker->id) != 0)
 			continue;
 		file->row = file->rotten ? CHECKPOINT_CORRUPT : CHECKPOINT_VERIFIED;
-		world.ever_verified = world.ever_verified || !file->rotten;
+		world.ever_verified = world.ever_verified || (!file->rotten && line_holds(file));
 		worker_send(worker,
 			"{\"verified\":{\"id\":\"%s\",\"ok\":%s,\"state\":\"%s\",\"text\":\"\","
 			"\"bytes\":1}}",
