@@ -17,6 +17,11 @@
 
 #define SIZE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define CGROUP_ROOT "/sys/fs/cgroup"
+#define HUGE_PAGE ((size_t)2 << 20)
+#define HUGE_FROM ((uint64_t)64 << 20) /* bytes; less is mapped in no time anyway */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
 
 /* The number in a one-line file; UINT64_MAX for "max" and for a file that is not there. */
 static uint64_t read_number(const char *dir, const char *name)
@@ -113,6 +118,48 @@ static int memory_check(const char *name, uint64_t size, struct error *err)
 		name, size >> 20, available >> 20, group < machine ? " to this control group" : "");
 }
 
+void *memfd_map(int fd, size_t bytes, bool populate)
+{
+	uint8_t *room = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (room == MAP_FAILED)
+		return NULL;
+	size_t before = (HUGE_PAGE - (uintptr_t)room % HUGE_PAGE) % HUGE_PAGE;
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (bytes + page - 1) / page * page;
+	uint8_t *map = mmap(room + before, bytes, PROT_READ | PROT_WRITE,
+		MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0), fd, 0);
+	int code = errno;
+
+	if (before > 0)
+		munmap(room, before);
+	if (map == MAP_FAILED)
+		munmap(room + before, bytes + HUGE_PAGE - before);
+	else if (before + used < bytes + HUGE_PAGE)
+		munmap(room + before + used, bytes + HUGE_PAGE - before - used);
+	errno = code;
+	return map == MAP_FAILED ? NULL : map;
+}
+
+/* Huge pages, where the kernel can: a process that maps 1.6 GiB of small ones needs 0.2 s to begin
+ * and 0.1 s to end. The setting for shared memory is off by default and not asked here. What could
+ * not be had is allocated as small pages after. */
+static void make_huge(int fd, uint64_t size)
+{
+	if (size < HUGE_FROM || size > SIZE_MAX)
+		return;
+	/* Only what has a page already is collapsed. */
+	for (uint64_t at = 0; at < size; at += HUGE_PAGE)
+		if (pwrite(fd, "", 1, (off_t)at) != 1)
+			return;
+	void *map = memfd_map(fd, (size_t)size, false);
+
+	if (map == NULL)
+		return;
+	(void)madvise(map, (size_t)size / HUGE_PAGE * HUGE_PAGE, MADV_COLLAPSE);
+	munmap(map, (size_t)size);
+}
+
 int memfd_create_sized(
 	const char *name, uint64_t size, const void *head, size_t head_size, struct error *err)
 {
@@ -129,7 +176,12 @@ int memfd_create_sized(
 	if (fd < 0)
 		return error_set(
 			err, -errno, "%s: cannot make shared memory: %s", name, strerror(errno));
-	if (ftruncate(fd, (off_t)size) < 0 || fallocate(fd, 0, 0, (off_t)size) < 0) {
+	r = ftruncate(fd, (off_t)size);
+	if (r == 0) {
+		make_huge(fd, size);
+		r = fallocate(fd, 0, 0, (off_t)size);
+	}
+	if (r < 0) {
 		r = errno == ENOSPC ? -ENOMEM : -errno;
 		error_set(err, r, "%s: cannot allocate %" PRIu64 " MiB: %s", name, size >> 20,
 			strerror(-r));

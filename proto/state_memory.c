@@ -117,9 +117,8 @@ int state_map(struct state *state, int fd, bool with_slots, struct error *err)
 	if (with_slots && header.total_bytes > SIZE_MAX)
 		return error_set(err, -EOVERFLOW, "state memory: larger than the address space");
 	size_t bytes = with_slots ? (size_t)header.total_bytes : HEAD_BYTES;
-	void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		MAP_SHARED | (with_slots ? MAP_POPULATE : 0), fd, 0);
-	if (map == MAP_FAILED)
+	void *map = memfd_map(fd, bytes, with_slots);
+	if (map == NULL)
 		return error_set(err, -errno, "state memory: cannot map %zu bytes: %s", bytes,
 			strerror(errno));
 	*state = (struct state){.fd = fd,
