@@ -26,7 +26,8 @@ usage()
 	                  kinds; vm-full: 50 power cuts of a Debian with systemd in QEMU, as root, about
 	                  half an hour)
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
-	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint; see bench/run)
+	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint, recovery;
+	                  see bench/run)
 	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
 	                  60 s each. New inputs go to build-fuzz/corpus
 	  lint            formatting, clang's warnings, the rules of the tree

@@ -22,7 +22,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BACKLOG 1024
+/* As many as are taken in about a millisecond: who connects waits behind them, and those whom a
+ * longer queue would hold wait in connect() instead. */
+#define BACKLOG 64
 #define TIMER_MS 100
 #define CLOSE_WAIT_MS 1000
 #define CALLS_PER_TURN 4 /* pipelined calls of one client before others get a turn */
@@ -468,6 +470,8 @@ static void accept_one(struct control *control)
 	control->open_count++;
 	control->accepted++;
 	client->active_ns = clock_monotonic_ns();
+	/* Who comes again and again has not each time as many calls as one who stays. */
+	client->paid_until_ns = client->active_ns + (CONTROL_BURST - CONTROL_BURST_NEW) * CALL_NS;
 	if (uv_accept(listener, (uv_stream_t *)&client->pipe) < 0 || control->closing ||
 		!know_peer(client)) {
 		client_close(client);

@@ -16,6 +16,7 @@
 
 #define CONTROL_CLIENTS_MAX 64      /* beyond it the one that least needs its place loses it */
 #define CONTROL_BURST 32            /* calls at once on one connection ... */
+#define CONTROL_BURST_NEW 2         /* ... on a new one ... */
 #define CONTROL_CALLS_PER_SECOND 20 /* ... and then so many */
 #define CONTROL_QUEUE_MAX ((size_t)1 << 20)    /* beyond it a reader is dropped */
 #define CONTROL_QUEUE_SKIP ((size_t)256 << 10) /* beyond it a stream skips */

@@ -15,6 +15,7 @@
 #define LIMIT_MAX 10000
 #define QUERIES_MAX 8
 #define STREAM_MS_MIN 100
+#define STATUS_FRESH_NS (2 * NSEC_PER_MSEC)
 #define STREAM_MS_MAX 3600000
 #define SAMPLE_COUNT_MAX 256
 #define SAMPLE_STEPS_MAX 1000
@@ -74,6 +75,22 @@ static bool take_bool(struct call *call, const char *name, bool *ret)
 
 /* -- looking -- */
 
+/* A crowd that asks in the same instant gets the same answer. */
+static json_t *fresh_status(struct supervisor *sup)
+{
+	nsec_t now_ns = clock_monotonic_ns();
+
+	if (!sup->status || sup->status_revision != sup->revision ||
+		now_ns - sup->status_ns >= STATUS_FRESH_NS) {
+		status_refresh(sup);
+		json_decref(sup->status);
+		sup->status = json_pack("{s:o}", "status", status_json(sup));
+		sup->status_revision = sup->revision;
+		sup->status_ns = now_ns;
+	}
+	return json_incref(sup->status);
+}
+
 static void method_status(struct supervisor *sup, struct call *call)
 {
 	int64_t interval_ms;
@@ -83,7 +100,7 @@ static void method_status(struct supervisor *sup, struct call *call)
 	if (call->more)
 		call_stream(call, (uint64_t)interval_ms);
 	else
-		call_reply(call, json_pack("{s:o}", "status", status_json(sup)));
+		call_reply(call, fresh_status(sup));
 }
 
 json_t *methods_stream(void *owner, uint64_t *revision)
@@ -93,7 +110,7 @@ json_t *methods_stream(void *owner, uint64_t *revision)
 	if (*revision == sup->revision)
 		return NULL;
 	*revision = sup->revision;
-	return json_pack("{s:o}", "status", status_json(sup));
+	return fresh_status(sup);
 }
 
 static void on_answer(struct ledger_job *job)

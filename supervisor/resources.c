@@ -86,8 +86,10 @@ uint64_t resources_private_bytes(pid_t pid)
 
 uint32_t resources_threads(uint32_t named)
 {
-	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+	static long processors; /* reading it opens a file */
 
+	if (processors == 0)
+		processors = sysconf(_SC_NPROCESSORS_ONLN);
 	return named > 0 ? named : processors > 0 ? (uint32_t)processors : 1;
 }
 

@@ -157,10 +157,10 @@ static void serve_next(struct supervisor *sup)
 
 	if (!saver->next || saver->in_flight)
 		return;
-	code = memory_newest(sup, &record);
+	code = sup->state == FSM_ENDED ? -ECANCELED : memory_newest(sup, &record);
 	if (code == 0 && !is_saved(sup, &record))
 		code = saver_start(sup, true);
-	else if (state_comes(sup))
+	else if (code != -ECANCELED && state_comes(sup))
 		return;
 	if (saver->in_flight)
 		return;

@@ -11,9 +11,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#define RESIDENT_NS (100 * NSEC_PER_MSEC)
 #define STATUS_MEMBERS 35 /* of the type RunStatus */
 
-static int64_t rss_bytes(pid_t pid)
+static int64_t resident_bytes(pid_t pid)
 {
 	char path[64];
 	long long total = 0, resident = 0;
@@ -27,6 +28,23 @@ static int64_t rss_bytes(pid_t pid)
 		resident = 0;
 	fclose(file);
 	return resident * (int64_t)sysconf(_SC_PAGESIZE);
+}
+
+static const struct child *worker_of(const struct supervisor *sup)
+{
+	return child_alive(&sup->trainer) ? &sup->trainer : &sup->preparer;
+}
+
+void status_refresh(struct supervisor *sup)
+{
+	const struct child *worker = worker_of(sup);
+	nsec_t now_ns = clock_monotonic_ns();
+
+	if (sup->shown.resident_ns > 0 && now_ns - sup->shown.resident_ns < RESIDENT_NS)
+		return;
+	sup->shown.resident_ns = now_ns;
+	sup->shown.worker_bytes = child_alive(worker) ? resident_bytes(worker->pid) : 0;
+	sup->shown.own_bytes = resident_bytes(getpid());
 }
 
 /* Before the trainer says `ready` it is not training yet. */
@@ -97,12 +115,12 @@ static void state_sentence(const struct supervisor *sup, char *text, size_t size
 
 static json_t *worker_json(const struct supervisor *sup, nsec_t now_ns)
 {
-	const struct child *child = child_alive(&sup->trainer) ? &sup->trainer : &sup->preparer;
+	const struct child *child = worker_of(sup);
 	bool alive = child_alive(child);
 
 	return json_pack("{s:i, s:f, s:I}", "pid", alive ? (int)child->pid : 0, "uptime_seconds",
 		alive ? (double)(now_ns - child->begun_ns) / 1e9 : 0.0, "rss_bytes",
-		(json_int_t)(alive ? rss_bytes(child->pid) : 0));
+		(json_int_t)(alive ? sup->shown.worker_bytes : 0));
 }
 
 static json_t *newest_json(const struct supervisor *sup)
@@ -259,7 +277,7 @@ json_t *status_json(const struct supervisor *sup)
 	add_object(status, "supervisor",
 		json_pack("{s:i, s:f, s:I, s:s}", "pid", (int)getpid(), "uptime_seconds",
 			(double)(now_ns - sup->begun_ns) / 1e9, "rss_bytes",
-			(json_int_t)rss_bytes(getpid()), "version", proto_version));
+			(json_int_t)sup->shown.own_bytes, "version", proto_version));
 	add_object(status, "last_death",
 		sup->shown.last_death ? json_incref(sup->shown.last_death) : json_null());
 	add_object(status, "newest_verified", newest_json(sup));

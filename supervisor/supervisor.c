@@ -574,6 +574,7 @@ void supervisor_fini(struct supervisor *sup)
 	line_fini(&sup->survey.line);
 	run_fini(&sup->run);
 	json_decref(sup->shown.last_death);
+	json_decref(sup->status);
 	notify_fini(&sup->notify);
 	if (sup->lock_fd >= 0)
 		close(sup->lock_fd);

@@ -150,6 +150,8 @@ struct shown {
 	uint64_t preview_step;
 	char preview_path[PATH_MAX];
 	uint64_t free_bytes;
+	int64_t worker_bytes, own_bytes; /* resident, as of resident_ns; 0: no worker */
+	nsec_t resident_ns;
 	json_t *last_death; /* owned, or NULL */
 };
 
@@ -160,6 +162,9 @@ struct supervisor {
 	nsec_t begun_ns, ticked_ns;
 	struct options options;
 	int exit_code;
+	json_t *status; /* the parameters of the answer, as of status_ns; owned, or NULL */
+	nsec_t status_ns;
+	uint64_t status_revision;
 	uint64_t revision; /* grows with everything a status would show */
 
 	enum fsm_state state;
@@ -408,6 +413,8 @@ void request_reload(struct supervisor *sup, struct call *call);
 void reload_refused(struct supervisor *sup, const char *why);
 
 /* -- status.c -- */
+/* Before status_json: what costs system calls is asked again when it is old. */
+void status_refresh(struct supervisor *sup);
 json_t *status_json(const struct supervisor *sup);
 /* For systemctl status. */
 void status_line(const struct supervisor *sup, char *text, size_t size);
