@@ -6,8 +6,10 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -105,6 +107,40 @@ static void test_p9_too_little_memory_is_an_error_at_creation(void **unused)
 	assert_non_null(strstr(err.text, "MiB"));
 }
 
+/* Large enough for huge pages. Whether the kernel has any to give is told, not asked: what must
+ * hold is that everything is allocated, zero, and where huge pages can be mapped. */
+static void test_a_large_memory_is_whole_and_aligned(void **unused)
+{
+	struct digest model = model_digest();
+	struct state state;
+	struct error err;
+	struct stat st;
+	char line[256];
+	long kib = 0;
+
+	int fd = state_create((uint64_t)8 << 20, 3, run_id, &model, &err);
+	assert_true(fd >= 0);
+	assert_int_equal(state_map(&state, fd, true, &err), 0);
+	assert_int_equal((uintptr_t)state.map % ((size_t)2 << 20), 0);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_true((uint64_t)st.st_blocks * 512 >= state.header.total_bytes);
+	for (uint32_t slot = 0; slot < 3; slot++) {
+		const float *block = state_section(&state, slot, 0);
+
+		for (uint64_t i = 0; i < state.header.block_bytes / sizeof(float); i++)
+			assert_true(block[i] == 0);
+	}
+	FILE *maps = fopen("/proc/self/smaps_rollup", "re");
+	while (maps && fgets(line, sizeof(line), maps))
+		(void)sscanf(line, "ShmemPmdMapped: %ld kB", &kib);
+	if (maps)
+		fclose(maps);
+	print_message("# %ld of %ld MiB in huge pages\n", kib >> 10,
+		(long)(state.header.total_bytes >> 20));
+	state_unmap(&state);
+	close(fd);
+}
+
 static void test_layout_has_no_overlap(void **unused)
 {
 	struct state state;
@@ -135,6 +171,7 @@ int main(void)
 		cmocka_unit_test(test_the_size_cannot_change),
 		cmocka_unit_test(test_p9_another_run_or_model_is_stale),
 		cmocka_unit_test(test_p9_too_little_memory_is_an_error_at_creation),
+		cmocka_unit_test(test_a_large_memory_is_whole_and_aligned),
 		cmocka_unit_test(test_layout_has_no_overlap),
 	};
 
