@@ -178,6 +178,12 @@ void saver_request(struct supervisor *sup, struct call *call, bool foreground)
 	struct saver *saver = &sup->saver;
 	struct state_record record;
 
+	/* SIGPWR may come while the loop is wound up. */
+	if (sup->state == FSM_ENDED) {
+		if (call)
+			call_error(call, "Busy", "the service ends");
+		return;
+	}
 	int code = memory_newest(sup, &record);
 
 	if (code < 0 && !saver->in_flight && state_comes(sup)) {
