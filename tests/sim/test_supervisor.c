@@ -2,8 +2,8 @@
 #include "tests/sim/rig.h"
 
 #include "proto/frame.h"
+#include "tests/descriptors.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -265,33 +265,9 @@ static void p1_corrupt_memory_goes_to_the_disk(void **state)
 	json_decref(now);
 }
 
-/* The daemon's state memory, through its own descriptor. */
-static int open_state_memory(const struct fixture *fx)
-{
-	char folder[64], path[384], target[64];
-	struct dirent *entry;
-	int fd = -1;
-
-	snprintf(folder, sizeof(folder), "/proc/%d/fd", (int)fx->ckptd);
-	DIR *dir = opendir(folder);
-
-	assert_non_null(dir);
-	while (fd < 0 && (entry = readdir(dir)) != NULL) {
-		snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-		ssize_t length = readlink(path, target, sizeof(target) - 1);
-
-		target[length > 0 ? length : 0] = '\0';
-		if (strstr(target, "memfd:ckptd-state") != NULL)
-			fd = open(path, O_RDWR | O_CLOEXEC);
-	}
-	closedir(dir);
-	assert_true(fd >= 0);
-	return fd;
-}
-
 static void flip_state_header(const struct fixture *fx)
 {
-	int fd = open_state_memory(fx);
+	int fd = open_state_memory(fx->ckptd);
 	uint8_t byte;
 
 	assert_int_equal(pread(fd, &byte, 1, 12), 1); /* of slot_count */

@@ -442,6 +442,11 @@ bool is_finished(const json_t *status, int64_t value)
 	return strcmp(json_get_text(status, "state", ""), "finished") == 0;
 }
 
+bool has_died(const json_t *status, int64_t value)
+{
+	return json_get_int(status, "restarts", 0) >= value;
+}
+
 bool is_saved(const json_t *status, int64_t value)
 {
 	return json_get_int(json_object_get(status, "newest_verified"), "step", -1) >= value;

@@ -68,6 +68,7 @@ bool is_step(const json_t *status, int64_t value);     /* at least this step */
 bool is_training(const json_t *status, int64_t value); /* and ready */
 bool is_finished(const json_t *status, int64_t value);
 bool has_restarted(const json_t *status, int64_t value); /* so often, and trains again */
+bool has_died(const json_t *status, int64_t value);      /* so often, whatever came after */
 bool is_saved(const json_t *status, int64_t value); /* newest verified is of at least this step */
 
 /* The newest event of this kind whose text contains part, after the event with id after: its id and

@@ -5,7 +5,6 @@
 #include "tests/system/play.h"
 #include "tests/system/takeover.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -22,6 +21,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#include "tests/descriptors.h"
 
 #define PICTURES 24
 #define SIDE 8
@@ -101,22 +102,10 @@ struct attempt {
 
 static int descriptor_of(pid_t pid, const char *path)
 {
-	char dir[64], link[PATH_MAX];
-	int found = -1;
-	DIR *list;
+	int number;
 
-	snprintf(dir, sizeof(dir), "/proc/%d/fd", (int)pid);
-	list = opendir(dir);
-	assert_non_null(list);
-	for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
-		ssize_t length = readlinkat(dirfd(list), entry->d_name, link, sizeof(link) - 1);
-
-		link[length > 0 ? length : 0] = '\0';
-		if (strcmp(link, path) == 0)
-			found = (int)strtol(entry->d_name, NULL, 10);
-	}
-	closedir(list);
-	return found;
+	(void)descriptors_of(pid, path, &number);
+	return number;
 }
 
 /* 0, or 1 when the answer is another one. */

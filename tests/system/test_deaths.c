@@ -13,11 +13,6 @@
 
 #include <cmocka.h>
 
-static bool has_died(const json_t *status, int64_t value)
-{
-	return json_get_int(status, "restarts", 0) >= value;
-}
-
 /* The step at which the newest trainer went on, from memory. */
 static int64_t resumed_step(struct rig *rig, int64_t after)
 {

@@ -3,8 +3,6 @@
 #include "proto/state.h"
 #include "tests/system/rig.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,6 +13,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#include "tests/descriptors.h"
 
 #define STEPS 200
 #define BATCH 4
@@ -88,11 +88,6 @@ static void finish(struct rig *rig)
 	rig_close(rig);
 }
 
-static bool has_died(const json_t *status, int64_t value)
-{
-	return json_get_int(status, "restarts", 0) >= value;
-}
-
 static void p5_rung_0_for_a_crash_that_does_not_come_back(void **unused)
 {
 	struct rig rig;
@@ -111,26 +106,10 @@ static void p5_rung_0_for_a_crash_that_does_not_come_back(void **unused)
 /* Flips a bit of the first weight in each slot of the state memory. */
 static void flip_state_memory(const struct rig *rig)
 {
-	char folder[64], path[384], target[64];
-	struct dirent *entry;
 	struct state state;
 	struct error err;
-	int fd = -1;
+	int fd = open_state_memory(rig->supervisor);
 
-	snprintf(folder, sizeof(folder), "/proc/%d/fd", (int)rig->supervisor);
-	DIR *dir = opendir(folder);
-
-	assert_non_null(dir);
-	while (fd < 0 && (entry = readdir(dir)) != NULL) {
-		snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-		ssize_t length = readlink(path, target, sizeof(target) - 1);
-
-		target[length > 0 ? length : 0] = '\0';
-		if (strstr(target, "memfd:ckptd-state") != NULL)
-			fd = open(path, O_RDWR | O_CLOEXEC);
-	}
-	closedir(dir);
-	assert_true(fd >= 0);
 	assert_int_equal(state_map(&state, fd, true, &err), 0);
 	for (uint32_t slot = 0; slot < state.header.slot_count; slot++)
 		((uint8_t *)state_section(&state, slot, 0))[1] ^= 4;

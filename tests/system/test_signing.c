@@ -3,7 +3,6 @@
 #include "base/sign.h"
 #include "tests/system/rig.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -17,6 +16,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#include "tests/descriptors.h"
 
 #define KEY_PATH_MAX 128
 
@@ -42,11 +43,6 @@ static void expect_signer(struct rig *rig, const char *hex)
 }
 
 /* A trainer was started, found nothing to believe, and ended. */
-static bool has_given_up(const json_t *status, int64_t value)
-{
-	return json_get_int(status, "restarts", 0) >= value;
-}
-
 static void p11_a_start_believes_only_its_own_key(void **unused)
 {
 	char own[KEY_PATH_MAX], other[KEY_PATH_MAX], own_hex[SIGN_PUBLIC_HEX_SIZE],
@@ -77,7 +73,7 @@ static void p11_a_start_believes_only_its_own_key(void **unused)
 	rig_start(&rig, NULL);
 	if (rig_event(&rig, "refused", "an untrusted key signed it", 0, text) == 0)
 		fail_msg("no word of the other key");
-	rig_wait(&rig, "a trainer that gives up", has_given_up, 1);
+	rig_wait(&rig, "a trainer that gives up", has_died, 1);
 	assert_int_equal(rig_event(&rig, "training", "", 0, text), trained);
 	rig_kill_supervisor(&rig);
 
@@ -132,26 +128,6 @@ static int opened(int watch)
 	if (size < 0)
 		assert_int_equal(errno, EAGAIN);
 	return size > 0 ? (int)(size / (ssize_t)sizeof(struct inotify_event)) : 0;
-}
-
-/* How many descriptors of the process are this file. */
-static int descriptors_of(pid_t pid, const char *path)
-{
-	char dir[64], link[256];
-	int found = 0;
-	DIR *list;
-
-	snprintf(dir, sizeof(dir), "/proc/%d/fd", (int)pid);
-	list = opendir(dir);
-	assert_non_null(list);
-	for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
-		ssize_t length = readlinkat(dirfd(list), entry->d_name, link, sizeof(link) - 1);
-
-		link[length > 0 ? length : 0] = '\0';
-		found += strcmp(link, path) == 0;
-	}
-	closedir(list);
-	return found;
 }
 
 static char state_of(pid_t pid)
@@ -223,9 +199,9 @@ static void p10_the_key_reaches_the_saver_alone(void **unused)
 
 	pid_t saver = wait_for_saver(&rig), trainer = rig_worker(&rig, "train");
 
-	assert_int_equal(descriptors_of(rig.supervisor, key), 1);
-	assert_int_equal(descriptors_of(saver, key), 1);
-	assert_int_equal(descriptors_of(trainer, key), 0);
+	assert_int_equal(descriptors_of(rig.supervisor, key, NULL), 1);
+	assert_int_equal(descriptors_of(saver, key, NULL), 1);
+	assert_int_equal(descriptors_of(trainer, key, NULL), 0);
 	assert_true(is_without("CREDENTIALS_DIRECTORY=", trainer));
 	assert_true(is_without("CREDENTIALS_DIRECTORY=", saver));
 	kill(saver, SIGKILL);
