@@ -31,7 +31,11 @@
 #define DISK_MIB 128
 #define SHORT_STEPS 1600
 #define SHORT_NS (60 * NSEC_PER_SEC) /* no new fault after this */
-#define FULL_STEPS 30000
+#define FULL_STEPS 45000
+#define STEP_NS (20 * NSEC_PER_MSEC) /* a step takes at least about as long, on any machine */
+#define PACE_STEPS 200
+#define PACE_BATCH 4
+#define BATCH_MAX 256
 #define FULL_EFFECTIVE 1010
 #define PLAN_MAX 10000
 #define LOG_TAIL_MAX ((size_t)1 << 20)
@@ -317,6 +321,31 @@ static void finish(struct chaos *chaos)
 	assert_true(count_events(chaos, "hang") <= chaos->hangs);
 }
 
+/* So many images that a fast machine is not done before the faults are. */
+static int64_t batch_for_pace(void)
+{
+	nsec_t begun_ns, step_ns;
+	char settings[64];
+	struct rig rig;
+
+	snprintf(settings, sizeof(settings), "interval=0 batch_size=%d", PACE_BATCH);
+	rig_open(&rig, settings);
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a first step", is_step, 1);
+	begun_ns = clock_monotonic_ns();
+	int64_t first = rig_step(&rig);
+
+	rig_wait(&rig, "steps to measure", is_step, first + PACE_STEPS);
+	step_ns = (clock_monotonic_ns() - begun_ns) / PACE_STEPS;
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+	int64_t batch = PACE_BATCH * STEP_NS / step_ns;
+
+	print_message("# a step of %d images takes %lld us\n", PACE_BATCH,
+		(long long)(step_ns / NSEC_PER_USEC));
+	return batch < PACE_BATCH ? PACE_BATCH : batch > BATCH_MAX ? BATCH_MAX : batch;
+}
+
 static void p2_chaos_leaves_the_same_bits(void **state)
 {
 	const char *given = getenv("CKPTD_TEST_SEED");
@@ -331,7 +360,8 @@ static void p2_chaos_leaves_the_same_bits(void **state)
 	chaos->spared = KEEP_LAST;
 	print_message("# CKPTD_TEST_SEED=%u\n", chaos->seed);
 	make_plan(chaos, full, plan);
-	snprintf(settings, sizeof(settings), SETTINGS " steps_total=%lld", (long long)chaos->steps);
+	snprintf(settings, sizeof(settings), SETTINGS " steps_total=%lld batch_size=%lld",
+		(long long)chaos->steps, (long long)batch_for_pace());
 	small_fs_begin();
 	rig_open(&undisturbed, settings);
 	rig_start(&undisturbed, NULL);
