@@ -91,12 +91,21 @@ static void add_new(struct chaos *chaos, const json_t *rows)
 	}
 }
 
-static unsigned count_newer(const struct chaos *chaos, int64_t step)
+/* Also those that were saved, and whose catalog was lost, since the last look: no row says any more
+ * that they were verified. */
+static unsigned count_newer(struct chaos *chaos, const json_t *rows, int64_t step)
 {
 	unsigned count = 0;
 
 	for (unsigned i = 0; i < chaos->kept_count; i++)
 		count += chaos->kept[i].step > step;
+	for (size_t i = 0; i < json_array_size(rows); i++) {
+		const json_t *row = json_array_get(rows, i);
+
+		count += strcmp(json_get_text(row, "state", ""), "found") == 0 &&
+			json_get_int(row, "step", -1) > step &&
+			!find(chaos, json_get_text(row, "id", ""));
+	}
 	return count;
 }
 
@@ -109,10 +118,11 @@ static bool is_one_of(const char *state, const char *const *states)
 }
 
 /* False: it is not where its row says, which retention may do between two looks. */
-static bool settle(struct chaos *chaos, struct kept *kept, const char *state)
+static bool settle(struct chaos *chaos, const json_t *rows, struct kept *kept)
 {
 	static const char *const bad[] = {"corrupt", "missing", "unreadable", "refused", NULL};
 	static const char *const good[] = {"verified", "found", NULL};
+	const char *state = state_in(rows, kept->id);
 	struct stat about;
 
 	if (kept->fate == DAMAGED && is_one_of(state, bad)) {
@@ -120,7 +130,7 @@ static bool settle(struct chaos *chaos, struct kept *kept, const char *state)
 		return true;
 	}
 	if (*state == '\0' || strcmp(state, "deleted") == 0) {
-		if (kept->fate == WHOLE && count_newer(chaos, kept->step) < chaos->spared)
+		if (kept->fate == WHOLE && count_newer(chaos, rows, kept->step) < chaos->spared)
 			fail_msg("%s was verified and whole, and is gone", kept->id);
 		kept->fate = GONE;
 		return true;
@@ -151,7 +161,7 @@ bool kept_update(struct chaos *chaos)
 			struct kept *kept = &chaos->kept[i];
 
 			if (kept->fate == WHOLE || kept->fate == DAMAGED)
-				settled &= settle(chaos, kept, state_in(rows, kept->id));
+				settled &= settle(chaos, rows, kept);
 		}
 		if (!settled)
 			usleep(20000);
