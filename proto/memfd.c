@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #define SIZE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define CGROUP_ROOT "/sys/fs/cgroup"
 #define HUGE_PAGE ((size_t)2 << 20)
+#define HUGE_THREADS 2
 #define HUGE_FROM ((uint64_t)64 << 20) /* bytes; less is mapped in no time anyway */
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 /* Linux 6.1 */
@@ -141,22 +143,51 @@ void *memfd_map(int fd, size_t bytes, bool populate)
 	return map == MAP_FAILED ? NULL : map;
 }
 
+struct huge_part {
+	int fd;
+	uint8_t *map;
+	uint64_t begin, end;
+	bool alone; /* no thread could be had */
+};
+
+static void *make_part_huge(void *context)
+{
+	const struct huge_part *part = context;
+
+	/* Only what has a page already is collapsed. */
+	for (uint64_t at = part->begin; at < part->end; at += HUGE_PAGE)
+		if (pwrite(part->fd, "", 1, (off_t)at) != 1)
+			return NULL;
+	(void)madvise(part->map + part->begin, part->end - part->begin, MADV_COLLAPSE);
+	return NULL;
+}
+
 /* Huge pages, where the kernel can: a process that maps 1.6 GiB of small ones needs 0.2 s to begin
  * and 0.1 s to end. The setting for shared memory is off by default and not asked here. What could
  * not be had is allocated as small pages after. */
 static void make_huge(int fd, uint64_t size)
 {
-	if (size < HUGE_FROM || size > SIZE_MAX)
-		return;
-	/* Only what has a page already is collapsed. */
-	for (uint64_t at = 0; at < size; at += HUGE_PAGE)
-		if (pwrite(fd, "", 1, (off_t)at) != 1)
-			return;
-	void *map = memfd_map(fd, (size_t)size, false);
+	struct huge_part parts[HUGE_THREADS];
+	pthread_t threads[HUGE_THREADS];
+	uint8_t *map = size < HUGE_FROM || size > SIZE_MAX ? NULL
+							   : memfd_map(fd, (size_t)size, false);
 
 	if (map == NULL)
 		return;
-	(void)madvise(map, (size_t)size / HUGE_PAGE * HUGE_PAGE, MADV_COLLAPSE);
+	for (int i = 0; i < HUGE_THREADS; i++) {
+		struct huge_part *part = &parts[i];
+
+		part->fd = fd;
+		part->map = map;
+		part->begin = size / HUGE_PAGE * (unsigned)i / HUGE_THREADS * HUGE_PAGE;
+		part->end = size / HUGE_PAGE * (unsigned)(i + 1) / HUGE_THREADS * HUGE_PAGE;
+		part->alone = pthread_create(&threads[i], NULL, make_part_huge, part) != 0;
+		if (part->alone)
+			make_part_huge(part);
+	}
+	for (int i = 0; i < HUGE_THREADS; i++)
+		if (!parts[i].alone)
+			pthread_join(threads[i], NULL);
 	munmap(map, (size_t)size);
 }
 

@@ -8,6 +8,7 @@
 #include "base/panic.h"
 #include "base/sys.h"
 #include "proto/state.h"
+#include "store/recovery.h"
 #include "supervisor/books_room.h"
 #include "supervisor/text.h"
 
@@ -268,10 +269,34 @@ void books_store_run_work(struct ledger_job *job, void *room)
 	job->result = run_store(books->run_fd, &store->run, &job->error);
 }
 
+/* Its header says what the state needs. */
+static int ask_newest(const struct books *books, struct memory_job *memory)
+{
+	struct checkpoint_info info;
+	int fd, code;
+
+	if (books->run_fd < 0)
+		return -ENOENT;
+	code = recovery_pick(
+		books->run_dir, books->run_fd, NULL, &info, &fd, &memory->head.job.error);
+	if (code < 0)
+		return code;
+	memory->section_bytes = info.section_bytes;
+	memory->model_digest = info.record.model_digest;
+	checkpoint_info_fini(&info);
+	sys_close(fd);
+	return 0;
+}
+
 void books_memory_work(struct ledger_job *job, void *room)
 {
 	struct memory_job *memory = (struct memory_job *)job;
 
+	if (memory->as_newest) {
+		job->result = ask_newest(room, memory);
+		if (job->result < 0)
+			return;
+	}
 	CHECK(memory->slot_count >= memory->slot_count_min && memory->slot_count_min >= 1);
 	for (;;) {
 		memory->fd = state_create(memory->section_bytes, memory->slot_count, memory->run_id,

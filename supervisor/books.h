@@ -106,7 +106,8 @@ struct memory_job {
 	uint32_t slot_count_min;
 	uint8_t run_id[RUN_ID_SIZE];
 	struct digest model_digest;
-	int fd; /* out */
+	bool as_newest; /* size and model are those of the newest checkpoint; -ENOENT without one */
+	int fd;         /* out */
 };
 void books_memory_work(struct ledger_job *job, void *room);
 

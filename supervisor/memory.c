@@ -17,7 +17,7 @@
 int memory_progress_init(
 	struct supervisor *sup, const struct notify_passed *passed, struct error *err)
 {
-	sup->progress_fd = sup->stored_state_fd = sup->passed_socket_fd = -1;
+	sup->progress_fd = sup->stored_state_fd = sup->passed_socket_fd = sup->ahead_fd = -1;
 	for (int i = 0; i < passed->count; i++) {
 		int fd = passed->fds[i].fd, *place = NULL;
 
@@ -128,6 +128,35 @@ void memory_adopt_stored(struct supervisor *sup)
 			"the state memory kept by systemd holds no state on the line");
 }
 
+/* -- making it -- */
+
+static struct memory_job *memory_job(
+	const struct supervisor *sup, void (*done)(struct ledger_job *job), void *owner)
+{
+	struct memory_job *memory = books_job(sizeof(*memory), books_memory_work, done, owner);
+
+	memory->slot_count = 3;
+	memory->slot_count_min = 1;
+	if (strcmp(sup->config.slots, "auto") != 0)
+		memory->slot_count = memory->slot_count_min = (uint32_t)atoi(sup->config.slots);
+	memcpy(memory->run_id, sup->run.id, sizeof(memory->run_id));
+	return memory;
+}
+
+/* What was just made is empty, and known to systemd from now on. */
+static int take_new(struct supervisor *sup, int fd, struct error *err)
+{
+	int code = take_memory(sup, fd, err);
+
+	if (code < 0) {
+		close(fd);
+		return code;
+	}
+	notify_store_fd(&sup->notify, "state", sup->memory.fd);
+	memory_keep_ladder(sup);
+	return 0;
+}
+
 static void on_memory(struct ledger_job *job)
 {
 	struct memory_job *memory = (struct memory_job *)job;
@@ -136,18 +165,13 @@ static void on_memory(struct ledger_job *job)
 	int code = job->result;
 
 	sup->making_memory = false;
-	if (code == 0) {
-		code = take_memory(sup, memory->fd, &error);
-		if (code < 0)
-			close(memory->fd);
-	}
+	if (code == 0)
+		code = take_new(sup, memory->fd, &error);
 	free(job);
 	if (code == -ECANCELED || sup->state == FSM_ENDED)
 		return;
 	if (code == 0) {
-		notify_store_fd(&sup->notify, "state", sup->memory.fd);
 		sup->trouble[0] = '\0';
-		memory_keep_ladder(sup);
 		if (sup->state == FSM_RESTARTING)
 			schedule_start(sup);
 		return;
@@ -159,32 +183,71 @@ static void on_memory(struct ledger_job *job)
 		backoff_ns(MEMORY_RETRY_NS, MEMORY_RETRY_MAX_NS, sup->retries++, 0);
 }
 
+void memory_drop_ahead(struct supervisor *sup)
+{
+	if (sup->ahead_fd >= 0)
+		close(sup->ahead_fd);
+	sup->ahead_fd = -1;
+}
+
+static bool take_ahead(struct supervisor *sup)
+{
+	struct error ignored; /* of another net: it is made again */
+	int fd = sup->ahead_fd;
+
+	sup->ahead_fd = -1;
+	return fd >= 0 && take_new(sup, fd, &ignored) == 0;
+}
+
 bool memory_ensure(struct supervisor *sup)
 {
-	struct memory_job *memory;
-
-	if (sup->has_memory)
+	if (sup->has_memory || take_ahead(sup))
 		return true;
 	if (sup->making_memory)
 		return false;
 	CHECK(sup->prepared.known);
+	struct memory_job *memory = memory_job(sup, on_memory, sup);
+
 	sup->making_memory = true;
 	sup->memory_retry_ns = 0;
-	memory = books_job(sizeof(*memory), books_memory_work, on_memory, sup);
 	memory->section_bytes = sup->prepared.section_bytes;
-	memory->slot_count = 3;
-	memory->slot_count_min = 1;
-	if (strcmp(sup->config.slots, "auto") != 0)
-		memory->slot_count = memory->slot_count_min = (uint32_t)atoi(sup->config.slots);
-	memcpy(memory->run_id, sup->run.id, sizeof(memory->run_id));
 	memory->model_digest = sup->prepared.model_digest;
 	books_give(&sup->ledger, memory);
 	return sup->has_memory;
 }
 
+/* Nothing was promised: what failed here is tried again, and told, when it is needed. */
+static void on_memory_ahead(struct ledger_job *job)
+{
+	struct memory_job *memory = (struct memory_job *)job;
+	struct supervisor *sup = memory->head.owner;
+
+	sup->making_memory = false;
+	if (job->result == 0)
+		sup->ahead_fd = memory->fd;
+	free(job);
+	if (sup->state == FSM_RESTARTING)
+		schedule_start(sup);
+	else if (sup->state != FSM_PREPARING)
+		memory_drop_ahead(sup);
+}
+
+void memory_begin_ahead(struct supervisor *sup)
+{
+	CHECK(sup->has_run && !sup->has_memory && !sup->making_memory && sup->ahead_fd < 0);
+	if (sup->stored_state_fd >= 0 || !sup->run.ever_verified)
+		return;
+	struct memory_job *memory = memory_job(sup, on_memory_ahead, sup);
+
+	memory->as_newest = true;
+	sup->making_memory = true;
+	books_give(&sup->ledger, memory);
+}
+
 void memory_release(struct supervisor *sup)
 {
 	CHECK(!child_alive(&sup->trainer));
+	memory_drop_ahead(sup);
 	if (!sup->has_memory)
 		return;
 	CHECK(!sup->saver.in_flight);

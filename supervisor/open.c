@@ -116,6 +116,8 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 		store_run(sup);
 	}
 	sup_event(sup, "info", "start", "run %s in %s", sup->run.id_hex, sup->run_dir);
+	if (sup->run.wanted == WANTED_RUN)
+		memory_begin_ahead(sup);
 }
 
 static void run_locked(struct supervisor *sup, const struct open_job *open)

@@ -239,6 +239,7 @@ void schedule_start(struct supervisor *sup)
 		return;
 	}
 	if (is_complete(sup)) {
+		memory_drop_ahead(sup);
 		sup_dispatch(sup, FSM_COMPLETE);
 		return;
 	}

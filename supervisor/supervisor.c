@@ -566,6 +566,7 @@ void supervisor_fini(struct supervisor *sup)
 	uv_run(&sup->loop, UV_RUN_DEFAULT);
 	control_free(sup->control);
 	CHECK(uv_loop_close(&sup->loop) == 0);
+	memory_drop_ahead(sup);
 	if (sup->has_memory) {
 		close(sup->memory.fd);
 		state_unmap(&sup->memory);

@@ -197,6 +197,7 @@ struct supervisor {
 	struct state memory; /* header pages only */
 	bool has_memory, making_memory, memory_suspect;
 	int stored_state_fd; /* passed by systemd, not looked at yet; -1 */
+	int ahead_fd;        /* made while the run is prepared, not looked at yet; -1 */
 	uint64_t memory_bytes;
 	struct progress *progress;
 	int progress_fd;
@@ -300,6 +301,9 @@ void store_last_good(struct supervisor *sup);
 /* -- memory.c -- */
 int memory_progress_init(
 	struct supervisor *sup, const struct notify_passed *passed, struct error *err);
+/* Begins to make it while the run is prepared, of the size that the newest checkpoint has. */
+void memory_begin_ahead(struct supervisor *sup);
+void memory_drop_ahead(struct supervisor *sup);
 /* After prepared: takes the stored state memory if it is ours. */
 void memory_adopt_stored(struct supervisor *sup);
 /* Makes it if there is none; false: under way (schedule_start comes again) or impossible now. */

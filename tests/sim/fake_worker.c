@@ -35,8 +35,8 @@ struct fake {
 	struct state state;
 	struct progress *progress;
 	long step_us, update_us, die_step, exit_step, exit_code, poison, hang_step, save_exit,
-		save_kill, save_stale, save_wait_ms, prepare_exit, babble, scrub_wait_ms,
-		scrub_kill, leak_kib;
+		save_kill, save_stale, save_wait_ms, prepare_exit, prepare_wait_ms, babble,
+		scrub_wait_ms, scrub_kill, leak_kib;
 	long scrubbed;
 };
 
@@ -81,8 +81,9 @@ static void read_behaviour(struct fake *fake)
 		{"hang_step", &fake->hang_step}, {"save_exit", &fake->save_exit},
 		{"save_kill", &fake->save_kill}, {"save_stale", &fake->save_stale},
 		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
-		{"babble", &fake->babble}, {"scrub_wait_ms", &fake->scrub_wait_ms},
-		{"scrub_kill", &fake->scrub_kill}, {"leak_kib", &fake->leak_kib}};
+		{"prepare_wait_ms", &fake->prepare_wait_ms}, {"babble", &fake->babble},
+		{"scrub_wait_ms", &fake->scrub_wait_ms}, {"scrub_kill", &fake->scrub_kill},
+		{"leak_kib", &fake->leak_kib}};
 	char path[4200], key[64];
 	long value;
 
@@ -147,6 +148,7 @@ static int role_prepare(struct fake *fake)
 	struct error error;
 	char digest[DIGEST_HEX_SIZE];
 
+	sleep_us(fake->prepare_wait_ms * 1000);
 	if (fake->prepare_exit) {
 		error_set(&error, -EIO, "told to fail");
 		return failed((int)fake->prepare_exit, &error);

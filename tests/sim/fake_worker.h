@@ -9,7 +9,8 @@
  * it) poison N          SIGABRT to itself right after starting at step N hang_step N       stops
  * moving before step N save_exit N       saver: exit with this code save_kill N       saver:
  * SIGKILL to itself when its attempt is at most N save_wait_ms N    saver: waits first prepare_exit
- * N    preparer: exit with this code babble N          trainer: sends what is no message
+ * N    preparer: exit with this code prepare_wait_ms N preparer: waits first babble N
+ * trainer: sends what is no message
  * save_stale N      saver: says that the weights are those of the one before
  *     scrub_wait_ms N   scrub, verify: waits before each checkpoint
  *     scrub_kill N      scrub, verify: SIGKILL to itself after the Nth */

@@ -3,6 +3,8 @@
 #include "tests/sim/fake_worker.h"
 #include "tests/sim/rig.h"
 
+#include "tests/descriptors.h"
+
 #include "proto/progress.h"
 #include "proto/state.h"
 #include "store/run.h"
@@ -38,6 +40,48 @@ static void p1_after_sigkill_of_the_supervisor_the_newest_checkpoint_is_resumed(
 	now = sim_await(fx, "training", saved, 0);
 	assert_int_equal(sim_newest_step(now), saved);
 	json_decref(now);
+}
+
+static void await_state_memories(pid_t supervisor, int count)
+{
+	nsec_t deadline_ns = clock_monotonic_ns() + PATIENCE;
+
+	while (descriptors_of(supervisor, "/memfd:ckptd-state (deleted)", NULL) != count) {
+		assert_true(clock_monotonic_ns() < deadline_ns);
+		usleep(5000);
+	}
+}
+
+static void stop(struct fixture *fx)
+{
+	kill(fx->ckptd, SIGTERM);
+	assert_int_equal(sim_wait_for_end(fx), 0);
+}
+
+static void state_memory_is_made_while_the_run_is_prepared(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "steps_total=20");
+	sim_start(fx);
+	sim_await_only(fx, "finished", 20, 0);
+	stop(fx);
+	/* There is nothing to train: it is given back. */
+	sim_start(fx);
+	sim_await_only(fx, "finished", 20, 0);
+	await_state_memories(fx->ckptd, 0);
+	stop(fx);
+	sim_set(fx, "steps_total=100000");
+	sim_behave(fx, "prepare_wait_ms 3600000\n");
+	sim_start(fx);
+	await_state_memories(fx->ckptd, 1);
+	sim_await_only(fx, "starting", 0, 0);
+	stop(fx);
+	/* The same that the trainer gets. */
+	sim_behave(fx, "prepare_wait_ms 100\n");
+	sim_start(fx);
+	sim_await_only(fx, "training", 25, 0);
+	await_state_memories(fx->ckptd, 1);
 }
 
 /* The test in systemd's place: a notification socket, a listening socket, the fd store. */
@@ -285,6 +329,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		SIM_TEST(p1_after_sigkill_of_the_supervisor_the_newest_checkpoint_is_resumed),
+		SIM_TEST(state_memory_is_made_while_the_run_is_prepared),
 		SIM_TEST(p3_the_supervisors_own_death_loses_no_step_under_systemd),
 		SIM_TEST(a_foreign_state_memory_is_refused),
 		SIM_TEST(two_daemons_cannot_have_one_run),

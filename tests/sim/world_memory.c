@@ -3,6 +3,7 @@
 #include "tests/sim/world.h"
 
 #include "base/panic.h"
+#include "store/recovery.h"
 #include "supervisor/resources.h"
 
 #include <errno.h>
@@ -26,6 +27,10 @@ void __wrap_state_empty_all(struct state *state);
 int __wrap_progress_create(struct progress **ret, int *ret_fd, struct error *err);
 int __wrap_progress_map(int fd, struct progress **ret, struct error *err);
 void __wrap_progress_unmap(struct progress *progress);
+int __wrap_recovery_pick(const char *run_dir, int run_fd, const char *id,
+	struct checkpoint_info *ret, int *ret_fd, struct error *err);
+int __real_close(int fd);
+int __wrap_close(int fd);
 void __wrap_notify_take_passed(struct notify_passed *ret);
 int __wrap_notify_store_fd(struct notify *notify, const char *name, int fd);
 int __wrap_notify_remove_fd(struct notify *notify, const char *name);
@@ -64,6 +69,28 @@ int __wrap_state_create(uint64_t section_bytes, uint32_t slot_count, const uint8
 	world.memory.slots = slot_count;
 	memset(world.memory.ladder, 0, sizeof(world.memory.ladder));
 	return FD_STATE;
+}
+
+/* The header of the newest checkpoint, which says how large a state is. */
+int __wrap_recovery_pick(const char *run_dir, int run_fd, const char *id,
+	struct checkpoint_info *ret, int *ret_fd, struct error *err)
+{
+	*ret = (struct checkpoint_info){.section_bytes = BLOCK_BYTES / 4};
+	for (uint32_t i = 0; i < FILES_MAX; i++)
+		if (world.files[i].used) {
+			*ret_fd = FD_CHECKPOINTS;
+			return 0;
+		}
+	return error_set(err, -ENOENT, "there is no checkpoint");
+}
+
+int __wrap_close(int fd)
+{
+	if (fd < FD_SOCKET)
+		return __real_close(fd);
+	if (fd == FD_STATE)
+		forget_unheld();
+	return 0;
 }
 
 int __wrap_state_map(struct state *state, int fd, bool with_slots, struct error *err)
