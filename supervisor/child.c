@@ -432,8 +432,7 @@ void child_spawn(struct child *child, uv_loop_t *loop, const struct child_option
 	child->state = CHILD_RUNNING;
 	child->pid = child->process.pid;
 	CHECK(child->pid > 0);
-	if (options->nice != 0)
-		child_set_nice(child, options->nice);
+	child_set_nice(child, options->nice);
 	if (options->kill_first)
 		prefer_for_killing(child->pid);
 	resources_limit(child->pid, options->memory_bytes);

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/panic.h"
+#include "base/priority.h"
 #include "proto/interface.h"
 #include "proto/link.h"
 
@@ -13,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#define NICE_AHEAD 10
 
 static const char usage[] =
 	"Usage: ckptd [OPTION...]\n"
@@ -187,6 +190,9 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	CHECK(command.options.worker_path[0] == '/');
+	/* Trainers take every core, and clients and timers must not wait for their slices to end.
+	 */
+	priority_raise(NICE_AHEAD);
 	code = supervisor_init(&sup, &command.options, &error);
 	if (code < 0) {
 		log_error("%s", error.text);

@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -196,12 +198,42 @@ static void p11_the_last_numbers_are_kept_and_shown(void **unused)
 	rig_close(&rig);
 }
 
+/* The caller's nice value after it has tried to go below it by 10. */
+static int nice_ahead(void)
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0) {
+		(void)setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - 10);
+		_exit(getpriority(PRIO_PROCESS, 0) + 20);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status) - 20;
+}
+
+static void supervisor_goes_ahead_of_its_workers(void **unused)
+{
+	int usual = getpriority(PRIO_PROCESS, 0);
+	struct rig rig;
+
+	rig_open(&rig, "");
+	rig_start(&rig, NULL);
+	rig_wait(&rig, "a trainer", is_training, 0);
+	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)rig.supervisor), nice_ahead());
+	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)rig_worker(&rig, "train")), usual);
+	assert_int_equal(rig_stop(&rig), 0);
+	rig_close(&rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p3_after_sigkill_the_very_next_step_follows),
 		cmocka_unit_test(p9_a_reload_that_the_trainer_refuses_changes_nothing),
 		cmocka_unit_test(p5_a_restart_loop_climbs_slows_down_and_never_ends),
+		cmocka_unit_test(supervisor_goes_ahead_of_its_workers),
 		cmocka_unit_test(p11_the_last_numbers_are_kept_and_shown),
 		cmocka_unit_test(p11_the_status_names_the_engine_also_after_a_reload),
 	};
