@@ -111,6 +111,11 @@ struct memory_job {
 };
 void books_memory_work(struct ledger_job *job, void *room);
 
+/* What only the header of a checkpoint says. */
+struct survey_counts {
+	uint64_t images_seen, skipped_count;
+};
+
 /* What lies on the line. */
 struct survey {
 	bool known;
@@ -123,6 +128,8 @@ struct survey {
 	struct scrub_age age; /* of all that are kept */
 	bool has_newest;
 	struct catalog_row newest; /* verified, on the line */
+	bool counted;              /* its header could be read */
+	struct survey_counts counts;
 };
 struct survey_job {
 	struct book_job head;

@@ -4,6 +4,7 @@
 #include "supervisor/books.h"
 
 #include "base/panic.h"
+#include "base/sys.h"
 #include "proto/frame.h"
 #include "store/recovery.h"
 #include "supervisor/books_room.h"
@@ -98,6 +99,32 @@ static void make_survey(struct view *view, struct survey *ret)
 	view->line = (struct line){0};
 }
 
+/* Looks into the header of the newest one. A root that is known is not read again: after a save a
+ * survey follows, and headers are long. */
+static void count_newest(struct books *books, struct survey *survey)
+{
+	char name[CHECKPOINT_ID_SIZE + sizeof(CHECKPOINT_SUFFIX)];
+	struct checkpoint_info info;
+	struct error ignored;
+
+	if (!survey->has_newest)
+		return;
+	if (!digest_equal(&books->counted_root, &survey->newest.root)) {
+		snprintf(name, sizeof(name), "%s%s", survey->newest.id, CHECKPOINT_SUFFIX);
+		int fd = checkpoint_open(books->checkpoints_fd, name, &info, &ignored);
+
+		if (fd < 0)
+			return;
+		books->counted_root = info.root;
+		books->counts = (struct survey_counts){.images_seen = info.record.images_seen,
+			.skipped_count = info.record.skipped_count};
+		checkpoint_info_fini(&info);
+		sys_close(fd);
+	}
+	survey->counted = digest_equal(&books->counted_root, &survey->newest.root);
+	survey->counts = books->counts;
+}
+
 void books_survey_work(struct ledger_job *job, void *room)
 {
 	struct survey_job *survey = (struct survey_job *)job;
@@ -108,6 +135,7 @@ void books_survey_work(struct ledger_job *job, void *room)
 	if (job->result < 0 && view.line.count == 0)
 		return;
 	make_survey(&view, &survey->survey);
+	count_newest(room, &survey->survey);
 	survey->survey.catalog = job->result == 0;
 	view_fini(&view);
 }
@@ -231,6 +259,7 @@ void books_fork_work(struct ledger_job *job, void *room)
 		job->result = begin_branch(room, &view, fork, &job->error);
 	if (job->result == 0) {
 		make_survey(&view, &fork->survey);
+		count_newest(room, &fork->survey);
 		fork->survey.catalog = true;
 	}
 	view_fini(&view);

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "store/history.h"
+#include "supervisor/books.h"
 
 #include <limits.h>
 
@@ -22,6 +23,8 @@ struct books {
 	uint64_t outage_token; /* of the row written last */
 	int64_t outage_id;
 	struct books_attempt attempts[BOOKS_ATTEMPTS];
+	struct digest counted_root; /* of the checkpoint whose header said `counts`; 0: none yet */
+	struct survey_counts counts;
 };
 
 /* The open history; NULL when it cannot be opened now (tried again at most every ten seconds). */

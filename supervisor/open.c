@@ -285,6 +285,7 @@ void survey_take(struct supervisor *sup, struct survey *survey)
 	newest->wall_ns = clock_parse_utc(row->created);
 	if (newest->wall_ns < 0)
 		newest->wall_ns = clock_wall_ns();
+	newest->counts = sup->survey.counted ? sup->survey.counts : (struct survey_counts){0};
 	/* A saver may have died between its row and its word. */
 	if (!sup->run.ever_verified) {
 		sup->run.ever_verified = true;

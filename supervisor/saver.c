@@ -307,6 +307,8 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	snprintf(newest->root, sizeof(newest->root), "%s", json_get_text(body, "root", ""));
 	snprintf(newest->path, sizeof(newest->path), "%s", json_get_text(body, "path", ""));
 	newest->wall_ns = clock_wall_ns();
+	newest->counts = (struct survey_counts){.images_seen = saver->record.images_seen,
+		.skipped_count = saver->record.skipped_count};
 	/* A reload may have changed the key. */
 	snprintf(sup->prepared.signer, sizeof(sup->prepared.signer), "%s",
 		json_get_text(body, "signer", ""));

@@ -230,6 +230,12 @@ static void add_numbers(const struct supervisor *sup, json_t *status)
 	const struct shown *shown = &sup->shown;
 	struct state_record record = {0};
 	bool has_record = memory_newest(sup, &record) == 0;
+	/* Without a state in memory, the newest checkpoint is where the run stands. */
+	struct survey_counts counts = has_record
+		? (struct survey_counts){.images_seen = record.images_seen,
+			  .skipped_count = record.skipped_count}
+		: sup->newest.known ? sup->newest.counts
+				    : (struct survey_counts){0};
 	uint64_t step = sup_step(sup);
 	double left = (double)sup->config.steps_total - (double)step;
 	bool measured = sup->state == FSM_TRAINING && shown->images_per_second > 0;
@@ -238,7 +244,7 @@ static void add_numbers(const struct supervisor *sup, json_t *status)
 		status, "branch", json_integer(sup->survey.known ? sup->survey.line.current : 1));
 	add_object(status, "step", json_integer((json_int_t)step));
 	add_object(status, "steps_total", json_integer(sup->config.steps_total));
-	add_object(status, "images_seen", json_integer((json_int_t)record.images_seen));
+	add_object(status, "images_seen", json_integer((json_int_t)counts.images_seen));
 	add_object(status, "loss",
 		json_finite(
 			has_record && record.step > 0 ? (double)record.loss : (double)shown->loss));
@@ -249,7 +255,7 @@ static void add_numbers(const struct supervisor *sup, json_t *status)
 		measured ? json_finite(left > 0 ? left * shown->step_ns / 1e9 : 0) : json_null());
 	add_object(status, "restarts", json_integer(sup->restarts));
 	add_object(status, "rung", json_integer(sup->ladder.rung));
-	add_object(status, "skipped_updates", json_integer((json_int_t)record.skipped_count));
+	add_object(status, "skipped_updates", json_integer((json_int_t)counts.skipped_count));
 }
 
 json_t *status_json(const struct supervisor *sup)

@@ -56,7 +56,8 @@ struct newest {
 	uint32_t branch;
 	char root[DIGEST_HEX_SIZE];
 	char path[PATH_MAX + 64];
-	nsec_t wall_ns; /* when it was made */
+	nsec_t wall_ns;              /* when it was made */
+	struct survey_counts counts; /* 0 where its header cannot be read now */
 };
 
 /* What the preparer found. */

@@ -36,7 +36,7 @@ struct fake {
 	struct progress *progress;
 	long step_us, update_us, die_step, exit_step, exit_code, poison, hang_step, save_exit,
 		save_kill, save_stale, save_wait_ms, prepare_exit, prepare_wait_ms, babble,
-		scrub_wait_ms, scrub_kill, leak_kib;
+		scrub_wait_ms, scrub_kill, leak_kib, skip_step;
 	long scrubbed;
 };
 
@@ -83,12 +83,12 @@ static void read_behaviour(struct fake *fake)
 		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
 		{"prepare_wait_ms", &fake->prepare_wait_ms}, {"babble", &fake->babble},
 		{"scrub_wait_ms", &fake->scrub_wait_ms}, {"scrub_kill", &fake->scrub_kill},
-		{"leak_kib", &fake->leak_kib}};
+		{"leak_kib", &fake->leak_kib}, {"skip_step", &fake->skip_step}};
 	char path[4200], key[64];
 	long value;
 
 	fake->step_us = 2000;
-	fake->die_step = fake->exit_step = fake->poison = fake->hang_step = -1;
+	fake->die_step = fake->exit_step = fake->poison = fake->hang_step = fake->skip_step = -1;
 	snprintf(path, sizeof(path), "%s/behave", fake->run_dir);
 	FILE *file = fopen(path, "re");
 
@@ -283,8 +283,11 @@ static void one_step(struct fake *fake, struct state_record *record)
 	write_block(fake, slot, record->step + 1);
 	sleep_us(fake->update_us);
 	misbehave(fake, record);
+	bool skips = (long)record->step == fake->skip_step;
+
 	record->step++;
-	record->update_count++;
+	record->update_count += !skips;
+	record->skipped_count += skips;
 	record->images_seen += (uint64_t)fake->config.batch_size;
 	record->loss = 1.0f / (float)record->step;
 	record->sums_digest = sums_digest(fake, slot);

@@ -46,6 +46,28 @@ static void a_run_trains_saves_and_ends(void **state)
 	assert_int_equal(sim_wait_for_end(fx), 0);
 }
 
+/* Its state memory is gone, and a new daemon never had it: the last checkpoint says them. */
+static void p11_a_finished_run_still_tells_its_counts(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "steps_total=20");
+	sim_behave(fx, "skip_step 7\n");
+	sim_start(fx);
+	for (int life = 0; life < 2; life++) {
+		json_t *now = sim_await(fx, "finished", 20, 0);
+
+		assert_int_equal(sim_number(json_object_get(now, "slots"), "count"), 0);
+		assert_int_equal(sim_number(now, "skipped_updates"), 1);
+		assert_int_equal(sim_number(now, "images_seen"), 16 * 20);
+		json_decref(now);
+		kill(fx->ckptd, SIGTERM);
+		assert_int_equal(sim_wait_for_end(fx), 0);
+		if (life == 0)
+			sim_start(fx);
+	}
+}
+
 static void p3_a_killed_trainer_goes_on_at_the_very_next_step(void **state)
 {
 	struct fixture *fx = *state;
@@ -471,6 +493,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		SIM_TEST(a_run_trains_saves_and_ends),
+		SIM_TEST(p11_a_finished_run_still_tells_its_counts),
 		SIM_TEST(p3_a_killed_trainer_goes_on_at_the_very_next_step),
 		SIM_TEST(a_pause_saves_and_a_resume_goes_on_from_memory),
 		SIM_TEST(sigterm_saves_and_the_next_start_goes_on),
