@@ -100,7 +100,8 @@ static const char *const statement_sql[STATEMENT_COUNT] = {
 		       " restarts = ?5, memory_lost = ?6 WHERE id = ?1",
 	[OUTAGE_TRIM] = "DELETE FROM outage WHERE id <= ?1",
 	[OUTAGE_OPEN] = "SELECT id, begun_ns, cause, detected, sentence, planned, step, restarts,"
-			" memory_lost FROM outage WHERE ended_ns IS NULL ORDER BY id DESC LIMIT 1",
+			" memory_lost, steps_redone, resumed_ns FROM outage WHERE ended_ns IS NULL "
+			"ORDER BY id DESC LIMIT 1",
 	[OUTAGE_LIST] = "SELECT * FROM (SELECT id, begun_ns, ended_ns, cause, detected, sentence,"
 			" planned, step, steps_redone, restarts, memory_lost, resumed_ns"
 			" FROM outage ORDER BY id DESC LIMIT ?1) ORDER BY id",

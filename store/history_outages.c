@@ -116,6 +116,8 @@ int history_outage_open(struct history *history, struct history_outage *ret, str
 		ret->step = (uint64_t)sqlite3_column_int64(row, 6);
 		ret->restarts = (uint32_t)sqlite3_column_int64(row, 7);
 		ret->memory_lost = sqlite3_column_int64(row, 8) != 0;
+		ret->steps_redone = (uint64_t)sqlite3_column_int64(row, 9);
+		ret->resumed_wall_ns = sqlite3_column_int64(row, 10); /* NULL is 0 */
 	} else if (step == SQLITE_DONE) {
 		rc = error_set(err, -ENOENT, "history: no open outage");
 	} else {

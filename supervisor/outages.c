@@ -1,6 +1,6 @@
 /* The ledger of outages: from the last finished step to the first that was never finished before.
- * It must never decide anything. Invariants: at most one outage is open; every change of it is
- * written, in order. */
+ * It must never decide anything. Invariants: at most one outage is open; every change of it, and
+ * of what counts as done, is written, in order. */
 #include "supervisor/supervisor.h"
 
 #include "base/log.h"
@@ -22,6 +22,17 @@ static void write_row(struct supervisor *sup)
 	books_give(&sup->ledger, put);
 }
 
+/* What is known to be done: the next life takes up there, with an outage that is open still. */
+static struct life_job *life_seen(struct supervisor *sup)
+{
+	struct life_job *job = books_job(sizeof(*job), books_life_seen_work, books_forget, sup);
+	uint64_t step = sup_step(sup);
+
+	job->life.seen_wall_ns = clock_wall_ns();
+	job->life.step = step > sup->outage.furthest ? step : sup->outage.furthest;
+	return job;
+}
+
 static void begin(struct supervisor *sup, const struct history_outage *row)
 {
 	struct outage_now *outage = &sup->outage;
@@ -35,6 +46,7 @@ static void begin(struct supervisor *sup, const struct history_outage *row)
 	if (outage->furthest < row->step)
 		outage->furthest = row->step;
 	write_row(sup);
+	books_give(&sup->ledger, life_seen(sup));
 }
 
 /* -- the supervisor's life -- */
@@ -96,30 +108,25 @@ void outages_life_begin(struct supervisor *sup)
 	books_give(&sup->ledger, job);
 }
 
-static void note_life(struct supervisor *sup, bool ended)
-{
-	struct life_job *job = books_job(sizeof(*job), books_life_seen_work, books_forget, sup);
-	uint64_t step = sup_step(sup);
-
-	job->head.job.droppable = !ended;
-	job->life.seen_wall_ns = clock_wall_ns();
-	job->life.step = step > sup->outage.furthest ? step : sup->outage.furthest;
-	job->life.ended = ended;
-	books_give(&sup->ledger, job);
-}
-
 void outages_tick(struct supervisor *sup, nsec_t now_ns)
 {
 	if (!sup->has_run || now_ns - sup->outage.seen_ns < SEEN_NS)
 		return;
 	sup->outage.seen_ns = now_ns;
-	note_life(sup, false);
+	struct life_job *seen = life_seen(sup);
+
+	seen->head.job.droppable = true;
+	books_give(&sup->ledger, seen);
 }
 
 void outages_life_end(struct supervisor *sup)
 {
-	if (sup->has_run)
-		note_life(sup, true);
+	if (!sup->has_run)
+		return;
+	struct life_job *seen = life_seen(sup);
+
+	seen->life.ended = true;
+	books_give(&sup->ledger, seen);
 }
 
 /* -- the trainer -- */
@@ -218,4 +225,5 @@ void outages_stepped(struct supervisor *sup, uint64_t step, uint64_t step_ns)
 void outages_went_back(struct supervisor *sup, uint64_t step)
 {
 	sup->outage.furthest = step;
+	books_give(&sup->ledger, life_seen(sup));
 }

@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The newest outage, once it has ended; the caller's. */
-static json_t *last_outage(const struct fixture *fx, size_t count)
+/* The newest outage, once it has ended, or is open and has cost so many steps; the caller's. */
+static json_t *await_outage(const struct fixture *fx, size_t count, bool ended, int64_t redone)
 {
 	nsec_t until = clock_monotonic_ns() + PATIENCE;
 
@@ -19,7 +19,8 @@ static json_t *last_outage(const struct fixture *fx, size_t count)
 		json_t *rows = json_object_get(json_object_get(reply, "parameters"), "outages");
 		json_t *row = json_array_get(rows, json_array_size(rows) - 1);
 
-		if (json_array_size(rows) == count && *json_get_text(row, "ended", "")) {
+		if (json_array_size(rows) == count && !*json_get_text(row, "ended", "") == !ended &&
+			sim_number(row, "steps_redone") >= redone) {
 			json_incref(row);
 			json_decref(reply);
 			return row;
@@ -28,6 +29,11 @@ static json_t *last_outage(const struct fixture *fx, size_t count)
 		assert_true(clock_monotonic_ns() < until);
 		usleep(20000);
 	}
+}
+
+static json_t *last_outage(const struct fixture *fx, size_t count)
+{
+	return await_outage(fx, count, true, 0);
 }
 
 static void expect_outage(const json_t *row, const char *cause, bool planned, bool memory_lost)
@@ -112,6 +118,12 @@ static int64_t save_and_go_on(struct fixture *fx, int64_t steps)
 	return saved;
 }
 
+static void kill_supervisor(struct fixture *fx)
+{
+	kill(fx->ckptd, SIGKILL);
+	assert_int_equal(sim_wait_for_end(fx), 256 + SIGKILL);
+}
+
 static void p3_a_killed_supervisor_is_told_with_its_cost(void **state)
 {
 	struct fixture *fx = *state;
@@ -122,8 +134,7 @@ static void p3_a_killed_supervisor_is_told_with_its_cost(void **state)
 	/* Its life is noted every five seconds: what it was known to have done. */
 	int64_t known = sim_number_of(fx, "step");
 
-	kill(fx->ckptd, SIGKILL);
-	assert_int_equal(sim_wait_for_end(fx), 256 + SIGKILL);
+	kill_supervisor(fx);
 	sim_start(fx);
 	json_t *row = last_outage(fx, 1);
 
@@ -143,8 +154,7 @@ static void pull_the_plug(struct fixture *fx, uint64_t step)
 	bool lost;
 	int run_fd;
 
-	kill(fx->ckptd, SIGKILL);
-	assert_int_equal(sim_wait_for_end(fx), 256 + SIGKILL);
+	kill_supervisor(fx);
 	run_fd = run_open_dir(fx->dir, false, &error);
 	assert_true(run_fd >= 0);
 	life.begun_wall_ns = life.seen_wall_ns = clock_wall_ns();
@@ -174,6 +184,61 @@ static void a_power_cut_is_recognised_and_its_cost_told(void **state)
 	assert_true(sim_told(fx, "power-cut"));
 }
 
+/* The second supervisor has less to do again than the first one, which did not get to the end. */
+static void an_open_outage_keeps_what_it_has_cost(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_start(fx);
+	int64_t saved = save_and_go_on(fx, 10);
+
+	pull_the_plug(fx, (uint64_t)saved + 10);
+	sim_behave(fx, "step_us 300000\n");
+	sim_start(fx);
+	sim_await_only(fx, "training", saved + 2, 0);
+	json_decref(await_outage(fx, 1, false, 10));
+	sim_call_good(fx, "Save", json_pack("{s:b}", "wait", 1));
+	json_decref(await_outage(fx, 1, false, 10));
+	kill_supervisor(fx);
+	sim_behave(fx, "");
+	sim_start(fx);
+	json_t *row = last_outage(fx, 1);
+
+	expect_outage(row, "power cut", false, true);
+	assert_int_equal(sim_number(row, "steps_redone"), 10);
+	json_decref(row);
+}
+
+/* The trainer dies, and right after it the supervisor, whose life was noted before. */
+static void an_open_outage_ends_beyond_the_step_it_began_at(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_start(fx);
+	int64_t saved = save_and_go_on(fx, 10);
+
+	sim_behave(fx, "step_us 60000000\n");
+	json_t *now = sim_status(fx);
+
+	kill(sim_worker_pid(now), SIGKILL);
+	json_decref(now);
+	json_t *row = await_outage(fx, 1, false, 0);
+	int64_t step = sim_number(row, "step");
+
+	json_decref(row);
+	assert_true(step >= saved + 10);
+	kill_supervisor(fx);
+	sim_behave(fx, "");
+	sim_start(fx);
+	row = last_outage(fx, 1);
+	expect_outage(row, "killed by SIGKILL", false, true);
+	assert_int_equal(sim_number(row, "step"), step);
+	assert_int_equal(sim_number(row, "steps_redone"), step - saved);
+	json_decref(row);
+}
+
 static void a_clean_end_is_no_fault(void **state)
 {
 	struct fixture *fx = *state;
@@ -200,6 +265,8 @@ int main(int argc, char **argv)
 		SIM_TEST(p5_a_power_pause_ends_by_itself),
 		SIM_TEST(p3_a_killed_supervisor_is_told_with_its_cost),
 		SIM_TEST(a_power_cut_is_recognised_and_its_cost_told),
+		SIM_TEST(an_open_outage_keeps_what_it_has_cost),
+		SIM_TEST(an_open_outage_ends_beyond_the_step_it_began_at),
 		SIM_TEST(a_clean_end_is_no_fault),
 	};
 
