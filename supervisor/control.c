@@ -45,6 +45,7 @@ struct client {
 	nsec_t write_since_ns; /* the oldest write under way */
 	uint32_t writes;
 	bool closing;
+	bool has_asked; /* a call, once */
 	bool streaming;
 	uint64_t interval_ms, revision;
 	nsec_t streamed_ns;
@@ -328,6 +329,7 @@ static bool client_call(struct client *client, json_t *frame)
 	call->parameters = json_is_object(parameters) ? parameters : call->parameters_empty;
 	CHECK(!client->call);
 	client->call = call;
+	client->has_asked = true;
 	route(client->control, call, method);
 	return true;
 }
@@ -411,14 +413,32 @@ static uint32_t count_of(const struct control *control, uid_t uid)
 	return count;
 }
 
+/* Who was silent longest: of all, and of those that have never asked anything. */
+struct oldest {
+	struct client *any, *never_asked;
+	uint32_t never_asked_count;
+};
+
+static void oldest_add(struct oldest *oldest, struct client *client)
+{
+	if (!oldest->any || client->active_ns < oldest->any->active_ns)
+		oldest->any = client;
+	if (client->has_asked)
+		return;
+	oldest->never_asked_count++;
+	if (!oldest->never_asked || client->active_ns < oldest->never_asked->active_ns)
+		oldest->never_asked = client;
+}
+
 /* Who has to go for the newcomer: first whoever has no call open; of these the user with the most
- * connections; of his, the one that was silent longest. One with an open call only when its user
- * has more places than the newcomer's, or may change nothing while the newcomer may. NULL: none. */
+ * connections; of his, the one that was silent longest. A crowd that only connects gets no more
+ * than half of the places: then of those. One with an open call only when its user has more places
+ * than the newcomer's, or may change nothing while the newcomer may. NULL: none. */
 static struct client *choose_victim(struct control *control, const struct client *newcomer)
 {
 	uint32_t own = count_of(control, newcomer->uid), most = 0;
 	bool strong = may_change(newcomer->uid), idle_found = false;
-	struct client *victim = NULL;
+	struct oldest oldest = {0};
 
 	for (struct client *client = control->clients; client; client = client->next) {
 		bool idle = !client->call && client->writes == 0;
@@ -428,17 +448,15 @@ static struct client *choose_victim(struct control *control, const struct client
 			continue;
 		if (!idle && count <= own && !(strong && !may_change(client->uid)))
 			continue;
-		if (idle && !idle_found) {
-			idle_found = true;
-			victim = NULL;
-		}
-		if (!victim || count > most ||
-			(count == most && client->active_ns < victim->active_ns)) {
-			victim = client;
+		if ((idle && !idle_found) || count > most) {
+			idle_found = idle;
+			oldest = (struct oldest){0};
 			most = count;
 		}
+		if (count == most)
+			oldest_add(&oldest, client);
 	}
-	return victim;
+	return oldest.never_asked_count > CONTROL_CLIENTS_MAX / 2 ? oldest.never_asked : oldest.any;
 }
 
 static bool know_peer(struct client *client)

@@ -3,7 +3,8 @@
  * Nothing a client does holds up another: frames, connections, calls in a second, queued bytes and
  * idle time are bounded, one call at a time is open on a connection, and a slow reader is dropped.
  * When all places are taken, a newcomer gets that of a client without an open call: of the user
- * with the most connections, the one that was silent longest. */
+ * with the most connections, the one that was silent longest; those that never ask hold at most
+ * half of the places against those that do. */
 #pragma once
 
 #include "base/error.h"

@@ -140,6 +140,27 @@ static void await_room(const struct fixture *fx)
 	}
 }
 
+/* A crowd of one's own user that connects and says nothing does not cost a connection that asks now
+ * and then. */
+static void a_silent_crowd_leaves_those_that_ask(void **state)
+{
+	struct fixture *fx = *state;
+	int fds[2 * CONTROL_CLIENTS_MAX];
+
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	int kept = connect_and_ask(fx);
+
+	for (int i = 0; i < 2 * CONTROL_CLIENTS_MAX; i++)
+		fds[i] = sim_connect_now(fx);
+	await_room(fx);
+	assert_true(is_dropped(fds[0]));
+	json_decref(sim_ask(kept, question("io.ckptd.Training.Status")));
+	close(kept);
+	for (int i = 0; i < 2 * CONTROL_CLIENTS_MAX; i++)
+		close(fds[i]);
+}
+
 /* All places are taken by open streams of the same user: nobody has to go. */
 static void a_newcomer_does_not_end_an_open_call(void **state)
 {
@@ -367,6 +388,7 @@ int main(int argc, char **argv)
 		SIM_TEST(a_bad_client_costs_nobody_else_anything),
 		SIM_TEST(a_reader_that_sleeps_is_dropped),
 		SIM_TEST(a_newcomer_gets_the_place_of_a_silent_one),
+		SIM_TEST(a_silent_crowd_leaves_those_that_ask),
 		SIM_TEST(a_newcomer_does_not_end_an_open_call),
 		SIM_TEST(many_calls_on_one_connection_are_answered_slowly),
 		SIM_TEST(varlink_describes_itself),
