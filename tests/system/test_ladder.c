@@ -20,7 +20,7 @@
 #define BATCH 4
 #define BEFORE 8 /* steps from the newest checkpoint to the fatal one */
 /* Longer than the replay: the climb is not forgotten on the way. */
-#define SETTINGS "steps_total=200 interval_steps=60 batch_size=4"
+#define SETTINGS "steps_total=200 interval_steps=60 batch_size=4 engine=openblas"
 
 static bool is_paused(const json_t *status, int64_t value)
 {
