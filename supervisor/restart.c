@@ -1,6 +1,7 @@
 /* The decisions of restart.h. It must never do I/O. Invariants: a decision always exists and always
  * names something the supply has (or the newest, for the trainer to look); no delay is over
- * LADDER_DELAY_MAX_NS; a rung is only climbed by counted deaths. */
+ * LADDER_DELAY_MAX_NS; a rung is only climbed by counted deaths; without progress there is an end
+ * of new branches. */
 #include "supervisor/restart.h"
 
 #include "base/digest.h"
@@ -29,7 +30,7 @@ void ladder_progress(struct ladder *ladder, uint64_t step, uint64_t interval_ste
 	ladder->counted = 0;
 	ladder->free_in_row = 0;
 	ladder->fruitless = 0;
-	ladder->older_taken = 0;
+	ladder->older_taken = ladder->all_tried = ladder->rounds = 0;
 	if (step - ladder->climb_step < interval_steps)
 		return;
 	ladder_init(ladder);
@@ -175,8 +176,33 @@ static void choose_newest_fork(
 	}
 }
 
+/* Through the older ones to the newest again, on a new branch each time; then it stays on the last.
+ * more_data: more than any branch skips yet, so that all of them are worth another try. */
+static void choose_round(struct ladder *ladder, const struct restart_supply *supply, bool older,
+	bool more_data, struct restart_decision *decision)
+{
+	bool begins = ladder->rounds == 0 || (ladder->all_tried && more_data);
+
+	if (begins && ladder->rounds < LADDER_ROUNDS_MAX) {
+		ladder->rounds++;
+		ladder->all_tried = 0;
+	}
+	if (ladder->all_tried) {
+		decision->from = RESTART_NEWEST;
+	} else if (older) {
+		decision->from = RESTART_FORK_OLDER;
+	} else {
+		decision->from = RESTART_NEWEST;
+		if (supply->left_behind)
+			decision->from = RESTART_FORK_LEFT;
+		else if (more_data)
+			choose_newest_fork(supply, decision);
+		ladder->all_tried = 1;
+	}
+}
+
 /* Where a rung starts from, given what there is. */
-static void choose_source(const struct ladder *ladder, const struct restart_supply *supply,
+static void choose_source(struct ladder *ladder, const struct restart_supply *supply,
 	bool more_data, struct restart_decision *decision)
 {
 	bool older = find_older(ladder, supply, &decision->step);
@@ -199,14 +225,7 @@ static void choose_source(const struct ladder *ladder, const struct restart_supp
 			choose_newest_fork(supply, decision);
 		return;
 	default:
-		if (older)
-			decision->from = RESTART_FORK_OLDER;
-		else if (supply->left_behind)
-			decision->from = RESTART_FORK_LEFT;
-		else if (more_data) /* that no branch skips yet */
-			choose_newest_fork(supply, decision);
-		else
-			decision->from = RESTART_NEWEST;
+		choose_round(ladder, supply, older, more_data, decision);
 	}
 }
 

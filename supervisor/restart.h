@@ -8,13 +8,18 @@
  *     rung 3  as 2, the fatal step's data are skipped    one step fatal three times for one cause,
  *                                                        or too many non-finite updates in a row
  *     rung 4  as 3, on the safe engine                   again, same evidence
- *     rung 5  the next older one each time, then again from the newest; for ever
+ *     rung 5  the next older one each time, then the newest again; then that for ever
  *
  * Progress is a finished step beyond the furthest one ever reached: the next death is a first one
  * again. Progress over a whole checkpoint interval beyond the first death of the climb forgets
  * everything. Deaths at differing steps blame nothing, and never lead beyond rung 2: from there on
  * they go on from memory when they finished a step, else from the newest checkpoint, wait longer
  * each time, and when the longest wait is reached, the next older checkpoint is tried.
+ *
+ * Branches are rows and files for ever, so rung 5 makes one only for what was not tried yet: it
+ * goes through the older checkpoints once, returns to the newest, and stays on that branch. It goes
+ * through them again when more data are due to be skipped: twice as many each time, so a death that
+ * nothing cures comes to the end of it, and is then tried at the slowest pace without a trace.
  *
  * When every checkpoint on the line turns out to be bad, the newest one that was left behind is
  * better than none.
@@ -28,9 +33,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LADDER_VERSION 2
+#define LADDER_VERSION 3
 #define LADDER_RUNG_MAX 5
 #define LADDER_FATAL_MAX 8
+#define LADDER_ROUNDS_MAX 16 /* through the older checkpoints, without progress */
 #define LADDER_DELAY_FIRST_NS (100 * NSEC_PER_MSEC)
 #define LADDER_DELAY_MAX_NS (900 * NSEC_PER_SEC)
 /* Deaths that each finished a step: the wait stays useful. */
@@ -70,6 +76,8 @@ struct ladder {
 	uint64_t fork_step;   /* rung 2 and up went back to it; the next one is older still */
 	uint32_t safe_engine; /* rung 4 and up: forced at each start */
 	uint32_t older_taken; /* rung 2 has left a newest one behind in this climb */
+	uint32_t rounds;      /* of rung 5, begun since progress */
+	uint32_t all_tried;   /* the last one is over */
 	uint64_t check;       /* ladder_seal */
 };
 

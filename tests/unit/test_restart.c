@@ -63,7 +63,10 @@ static void p5_the_rungs_come_in_order(void **unused)
 		{5, RESTART_FORK_OLDER, 200, 2, true},
 		{5, RESTART_FORK_OLDER, 100, 2, true},
 		{5, RESTART_FORK_LEFT, 0, 2, true},
-		{5, RESTART_FORK_OLDER, 300, 2, true},
+		{5, RESTART_NEWEST, 0, 0, true},
+		{5, RESTART_NEWEST, 0, 0, true},
+		{5, RESTART_NEWEST, 0, 0, true},
+		{5, RESTART_FORK_OLDER, 300, 4, true},
 	};
 	struct ladder ladder = fresh(450);
 	struct restart_supply there = supply();
@@ -94,6 +97,40 @@ static void p5_the_rungs_come_in_order(void **unused)
 			there = supply();
 		}
 	}
+}
+
+/* Whatever it dies of, and though each branch makes new checkpoints: tried for ever, at the slowest
+ * pace, and no more branches. A step further they may begin again. */
+static void p5_a_death_that_nothing_cures_makes_no_branches_in_the_end(void **unused)
+{
+	struct ladder ladder = fresh(450);
+	struct restart_supply there = supply();
+	struct restart_decision decision = {0};
+	uint32_t forks = 0, late_forks = 0;
+
+	there.left_behind = true;
+	for (uint32_t i = 0; i < 40000; i++) {
+		struct death death = own(450, 11 + i % 3);
+
+		decision = ladder_decide(&ladder, &death, &there);
+		forks += restart_forks(decision.from);
+		late_forks += i >= 20000 && restart_forks(decision.from);
+	}
+	assert_int_equal(decision.rung, LADDER_RUNG_MAX);
+	assert_int_equal(decision.from, RESTART_NEWEST);
+	assert_true(decision.delay_ns == LADDER_DELAY_MAX_NS);
+	assert_int_equal(late_forks, 0);
+	assert_in_range(forks, LADDER_ROUNDS_MAX, LADDER_ROUNDS_MAX * there.count + 3);
+
+	ladder_progress(&ladder, 451, INTERVAL);
+	forks = 0;
+	for (uint32_t i = 0; i < 6; i++) {
+		struct death death = own(451, 11);
+
+		decision = ladder_decide(&ladder, &death, &there);
+		forks += restart_forks(decision.from);
+	}
+	assert_true(forks > 0);
 }
 
 static void p5_a_poisoned_newest_is_left_within_three_tries(void **unused)
@@ -411,6 +448,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_first_death_costs_nothing),
 		cmocka_unit_test(p5_the_rungs_come_in_order),
+		cmocka_unit_test(p5_a_death_that_nothing_cures_makes_no_branches_in_the_end),
 		cmocka_unit_test(p5_a_poisoned_newest_is_left_within_three_tries),
 		cmocka_unit_test(without_memory_rung_0_is_not_applicable),
 		cmocka_unit_test(rung_2_without_an_older_one_stays_on_the_newest),
