@@ -141,11 +141,12 @@ void books_survey_work(struct ledger_job *job, void *room);
 struct fork_job {
 	struct book_job head;
 	enum {
-		FORK_STEP, /* the one on the line with this step */
-		FORK_ID,   /* this one, wherever it lies */
+		FORK_STEP,   /* the one on the line with this step */
+		FORK_ID,     /* this one, wherever it lies */
+		FORK_NEWEST, /* on the line */
 		FORK_BEFORE_NEWEST,
 		FORK_LEFT_BEHIND, /* the newest verified suspect one */
-		FORK_START,       /* none: step 0 */
+		FORK_START,       /* step 0; but the newest on the line when there is one */
 	} which;
 	uint64_t step;
 	char id[CHECKPOINT_ID_SIZE];

@@ -166,8 +166,11 @@ static const struct catalog_row *find_row(const struct view *view, const struct 
 				return row;
 			passed_newest = passed_newest || on_line;
 			break;
-		case FORK_START:
-			return NULL;
+		case FORK_NEWEST:
+		case FORK_START: /* a first one that the supervisor has not heard of yet */
+			if (on_line)
+				return row;
+			break;
 		case FORK_LEFT_BEHIND:
 			if (!on_line && line_is_suspect(&view->line, row->branch, row->step))
 				return row;
@@ -202,23 +205,14 @@ static void carry_interventions(const struct line *line, struct fork_job *fork, 
 					at->interventions[i];
 }
 
-/* A first checkpoint that the supervisor has not heard of yet. */
-static bool has_verified(const struct view *view)
-{
-	for (uint32_t i = 0; i < view->count; i++)
-		if (row_verified(&view->rows[i]) && row_on_line(view, &view->rows[i]))
-			return true;
-	return false;
-}
-
 static int find_beginning(const struct view *view, const struct fork_job *fork,
 	const struct catalog_row **ret_row, struct error *err)
 {
 	static const struct catalog_row start = {.id = "step 0"};
 
-	*ret_row = fork->which == FORK_START ? &start : find_row(view, fork);
-	if (fork->which == FORK_START && has_verified(view))
-		return error_set(err, -ENOENT, "a first checkpoint was verified meanwhile");
+	*ret_row = find_row(view, fork);
+	if (!*ret_row && fork->which == FORK_START)
+		*ret_row = &start;
 	if (!*ret_row && fork->which == FORK_ID)
 		return error_set(err, -ENOENT,
 			"there is no verified checkpoint %s: see `ckptctl checkpoints`", fork->id);

@@ -142,6 +142,8 @@ static void on_ladder_forked(struct ledger_job *job)
 	if (code == 0) {
 		survey_take(sup, &fork->survey);
 		storage_note(sup, true, "");
+		if (sup->decision.from == RESTART_FORK_START && fork->branch.fork_step > 0)
+			sup->decision.from = RESTART_FORK_NEWEST;
 		sup_event(sup, "warning", "branch", "branch %u begins at %s: %s",
 			fork->branch.branch, fork->id, fork->why);
 	} else if (code == -ENOENT) {
@@ -160,38 +162,25 @@ static void on_ladder_forked(struct ledger_job *job)
 		schedule_start(sup);
 }
 
-/* A branch from step 0 is for a run without a checkpoint. The save in flight may be about to make
- * the first one: it is waited for (true), and then the branch begins at its checkpoint. */
-static bool first_save_comes(struct supervisor *sup)
-{
-	if (sup->decision.from != RESTART_FORK_START)
-		return false;
-	if (sup->saver.in_flight) {
-		sup->fork_retry_ns = clock_monotonic_ns() + FIRST_SAVE_POLL_NS;
-		return true;
-	}
-	if (sup->newest.known) {
-		sup->decision.from = RESTART_FORK_NEWEST;
-		sup->decision.step = sup->newest.step;
-		sup_event(sup, "info", "branch", "a first checkpoint was verified meanwhile: %s",
-			sup->newest.id);
-	}
-	return false;
-}
-
 static void ladder_fork(struct supervisor *sup)
 {
 	const struct restart_decision *decision = &sup->decision;
 
 	CHECK(sup->fork_pending && !sup->forking && !child_alive(&sup->trainer));
-	if (first_save_comes(sup))
+	/* A branch from step 0 is for a run without a checkpoint: the save in flight may be about
+	 * to make the first one, which would not be on it. */
+	if (decision->from == RESTART_FORK_START && sup->saver.in_flight) {
+		sup->fork_retry_ns = clock_monotonic_ns() + FIRST_SAVE_POLL_NS;
 		return;
+	}
 	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_ladder_forked, sup);
 	sup->fork_retry_ns = 0;
 	sup->forking = true;
+	/* Of a first checkpoint that was verified since, the catalog may not know. */
 	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND
-		: decision->from == RESTART_FORK_START    ? FORK_START
-							  : FORK_STEP;
+		: decision->from != RESTART_FORK_START    ? FORK_STEP
+		: sup->run.ever_verified                  ? FORK_NEWEST
+							  : FORK_START;
 	fork->step = decision->step;
 	fork->suspect = decision->from == RESTART_FORK_OLDER;
 	fork->carry = true;
