@@ -148,6 +148,12 @@ static bool state_comes(const struct supervisor *sup)
 	return sup->has_memory && sup->memory.header.slot_count == 1 && child_alive(&sup->trainer);
 }
 
+/* The newest state, while one may still be saved: SIGPWR may come while the loop is wound up. */
+static int state_to_save(const struct supervisor *sup, struct state_record *ret)
+{
+	return sup->state == FSM_ENDED ? -ECANCELED : memory_newest(sup, ret);
+}
+
 /* The calls that ask for a state newer than the one that was being saved, or was there at all. */
 static void serve_next(struct supervisor *sup)
 {
@@ -157,7 +163,7 @@ static void serve_next(struct supervisor *sup)
 
 	if (!saver->next || saver->in_flight)
 		return;
-	code = sup->state == FSM_ENDED ? -ECANCELED : memory_newest(sup, &record);
+	code = state_to_save(sup, &record);
 	if (code == 0 && !is_saved(sup, &record))
 		code = saver_start(sup, true);
 	else if (code != -ECANCELED && state_comes(sup))
@@ -177,15 +183,13 @@ void saver_request(struct supervisor *sup, struct call *call, bool foreground)
 {
 	struct saver *saver = &sup->saver;
 	struct state_record record;
+	int code = state_to_save(sup, &record);
 
-	/* SIGPWR may come while the loop is wound up. */
-	if (sup->state == FSM_ENDED) {
+	if (code == -ECANCELED) {
 		if (call)
 			call_error(call, "Busy", "the service ends");
 		return;
 	}
-	int code = memory_newest(sup, &record);
-
 	if (code < 0 && !saver->in_flight && state_comes(sup)) {
 		saver->wanted = true;
 		saver->retry_ns = 0;
@@ -483,7 +487,7 @@ static bool is_due(const struct supervisor *sup, nsec_t now_ns)
 		return false;
 	if (!saver->wanted && saver->failures == 0 && !by_time && !by_steps && !memory_is_all(sup))
 		return false;
-	return memory_newest(sup, &record) == 0 && record.step > 0 && !is_saved(sup, &record);
+	return state_to_save(sup, &record) == 0 && record.step > 0 && !is_saved(sup, &record);
 }
 
 static void watch_saver(struct supervisor *sup, nsec_t now_ns)
@@ -519,7 +523,7 @@ void saver_tick(struct supervisor *sup, nsec_t now_ns)
 		return;
 	if (sup->final.active)
 		final_save_step(sup);
-	else if (sup->has_memory && sup->state != FSM_ENDED && is_due(sup, now_ns))
+	else if (is_due(sup, now_ns))
 		saver_start(sup, false);
 }
 
