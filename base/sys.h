@@ -57,6 +57,8 @@ int sys_db_unlink(const char *path);
 
 /* A named point between calls. 0, or -errno when the plan says so. */
 int sys_fault(const char *point);
+/* Whether there is a plan at all: without one no point needs a name. */
+bool sys_fault_planned(void);
 /* Replaces the plan (tests). NULL clears it. Returns -EINVAL for a plan that does not parse. */
 int sys_fault_plan(const char *plan);
 /* How many faults fired since the plan was set: a sweep raises N until none does. */

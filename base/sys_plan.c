@@ -154,10 +154,21 @@ static void block(void)
 		;
 }
 
-const struct sys_fault *sys_fault_at(const char *point)
+/* How many faults the plan has. */
+static int planned_count(void)
 {
 	pthread_once(&plan_once, load_environment);
-	int count = atomic_load_explicit(&fault_count, memory_order_acquire);
+	return atomic_load_explicit(&fault_count, memory_order_acquire);
+}
+
+bool sys_fault_planned(void)
+{
+	return planned_count() > 0;
+}
+
+const struct sys_fault *sys_fault_at(const char *point)
+{
+	int count = planned_count();
 	const struct planned *fired = NULL;
 
 	for (int i = 0; i < count; i++) {

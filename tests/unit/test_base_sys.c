@@ -70,7 +70,9 @@ static void test_plans_that_do_not_parse(void **unused)
 
 static void test_the_nth_hit_fails(void **unused)
 {
+	assert_false(sys_fault_planned());
 	assert_int_equal(sys_fault_plan("save.synced:3:EIO,fsync:1:ENOSPC,open:*:EMFILE"), 0);
+	assert_true(sys_fault_planned());
 	assert_int_equal(sys_fault("save.synced"), 0);
 	assert_int_equal(sys_fault("save.written"), 0);
 	assert_int_equal(sys_fault("save.synced"), 0);
