@@ -39,6 +39,7 @@ LEARNED_STEPS = 230  # after these (and no hang) the deadline is the run's own
 HOSTILE = 1000
 ASKED = 500  # times, by the honest client
 ASK_EVERY_S = 0.02
+AHEAD = 10  # nice values, as the supervisor has before its workers
 CALL = b'{"method":"io.ckptd.Training.Status"}\0'
 
 
@@ -281,8 +282,19 @@ def asked_ms(daemon):
     return times, turned_away
 
 
+def go_ahead():
+    """Where that is allowed: what is measured from then on is the daemon, and not this process's own
+    wait for a core that a trainer's thread or the crowd has."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - AHEAD)
+        return True
+    except OSError:
+        return False
+
+
 def besieged(daemon):
-    """(quiet, besieged) times of an honest client, how often it was turned away, steps meanwhile."""
+    """Times of an honest client without a crowd, within it, and within it with a priority as the
+    daemon has; how often it was turned away, steps meanwhile."""
     quiet, _ = asked_ms(daemon)
     with subprocess.Popen([sys.executable, os.path.abspath(__file__), "--hostile", daemon.path,
                            str(HOSTILE)], stdout=subprocess.PIPE) as crowd:
@@ -291,10 +303,11 @@ def besieged(daemon):
             time.sleep(2)
             before = daemon.wait("answer", lambda status: True)[0]["step"]
             times, turned_away = asked_ms(daemon)
+            first, _ = asked_ms(daemon) if go_ahead() else (times, 0)
             steps = daemon.wait("answer", lambda status: True)[0]["step"] - before
         finally:
             crowd.kill()
-    return quiet, times, turned_away, steps
+    return quiet, times, first, turned_away, steps
 
 
 def resident_mib(pid):
@@ -326,11 +339,13 @@ def measure(build, folder, kill_count, start_count):
               f" least_for_disk_or_hash_ms={least_ms:.0f}"
               f" fraction_of_ceiling={least_ms / (start_ms - step_ms):.3f}"
               f" page_cache={'dropped' if all(cold for _, cold in started) else 'kept'}", flush=True)
-        quiet, crowded, turned_away, steps = besieged(daemon)
+        quiet, crowded, first, turned_away, steps = besieged(daemon)
         print(f"recovery hostile_clients={HOSTILE} asked={ASKED} turned_away={turned_away}"
               f" steps_meanwhile={steps} status_ms: quiet p50={percentile(quiet, .5):.2f}"
               f" p99={percentile(quiet, .99):.2f} besieged p50={percentile(crowded, .5):.2f}"
-              f" p99={percentile(crowded, .99):.2f} max={max(crowded):.2f}", flush=True)
+              f" p99={percentile(crowded, .99):.2f} max={max(crowded):.2f}"
+              f" besieged_ahead p50={percentile(first, .5):.2f}"
+              f" p99={percentile(first, .99):.2f} max={max(first):.2f}", flush=True)
         rss = resident_mib(daemon.process.pid)
         print(f"recovery supervisor_rss_mib={rss:.1f} (state and progress memory left out)",
               flush=True)
