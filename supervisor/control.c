@@ -8,6 +8,7 @@
 #include "base/panic.h"
 #include "proto/frame.h"
 #include "proto/interface.h"
+#include "supervisor/places.h"
 #include "supervisor/text.h"
 
 #include <errno.h>
@@ -404,59 +405,32 @@ static void on_client_read(uv_stream_t *stream, ssize_t size, const uv_buf_t *bu
 
 /* -- places -- */
 
-static uint32_t count_of(const struct control *control, uid_t uid)
+static struct place place_of(const struct client *client)
 {
-	uint32_t count = 0;
-
-	for (const struct client *client = control->clients; client; client = client->next)
-		count += !client->closing && client->uid == uid;
-	return count;
+	return (struct place){.uid = client->uid,
+		.may_change = may_change(client->uid),
+		.idle = !client->call && client->writes == 0,
+		.has_asked = client->has_asked,
+		.active_ns = client->active_ns};
 }
 
-/* Who was silent longest: of all, and of those that have never asked anything. */
-struct oldest {
-	struct client *any, *never_asked;
-	uint32_t never_asked_count;
-};
-
-static void oldest_add(struct oldest *oldest, struct client *client)
-{
-	if (!oldest->any || client->active_ns < oldest->any->active_ns)
-		oldest->any = client;
-	if (client->has_asked)
-		return;
-	oldest->never_asked_count++;
-	if (!oldest->never_asked || client->active_ns < oldest->never_asked->active_ns)
-		oldest->never_asked = client;
-}
-
-/* Who has to go for the newcomer: first whoever has no call open; of these the user with the most
- * connections; of his, the one that was silent longest. A crowd that only connects gets no more
- * than half of the places: then of those. One with an open call only when its user has more places
- * than the newcomer's, or may change nothing while the newcomer may. NULL: none. */
+/* NULL: nobody has to go for the newcomer. */
 static struct client *choose_victim(struct control *control, const struct client *newcomer)
 {
-	uint32_t own = count_of(control, newcomer->uid), most = 0;
-	bool strong = may_change(newcomer->uid), idle_found = false;
-	struct oldest oldest = {0};
+	struct place places[CONTROL_CLIENTS_MAX], own = place_of(newcomer);
+	struct client *clients[CONTROL_CLIENTS_MAX];
+	uint32_t count = 0;
 
 	for (struct client *client = control->clients; client; client = client->next) {
-		bool idle = !client->call && client->writes == 0;
-		uint32_t count = client->closing ? 0 : count_of(control, client->uid);
-
-		if (client == newcomer || client->closing || (idle_found && !idle))
+		if (client == newcomer || client->closing)
 			continue;
-		if (!idle && count <= own && !(strong && !may_change(client->uid)))
-			continue;
-		if ((idle && !idle_found) || count > most) {
-			idle_found = idle;
-			oldest = (struct oldest){0};
-			most = count;
-		}
-		if (count == most)
-			oldest_add(&oldest, client);
+		CHECK(count < CONTROL_CLIENTS_MAX);
+		clients[count] = client;
+		places[count++] = place_of(client);
 	}
-	return oldest.never_asked_count > CONTROL_CLIENTS_MAX / 2 ? oldest.never_asked : oldest.any;
+	int chosen = places_choose(places, count, &own);
+
+	return chosen < 0 ? NULL : clients[chosen];
 }
 
 static bool know_peer(struct client *client)
