@@ -65,7 +65,7 @@ static int address_make(const char *path, struct sockaddr_un *ret, int *ret_dir_
 	return length < (int)sizeof(ret->sun_path) ? 0 : -ENAMETOOLONG;
 }
 
-static int connect_to(const char *path)
+static int connect_to(const char *path, bool wait)
 {
 	const struct timeval timeout = {.tv_sec = CONNECT_SECONDS_MAX};
 	struct sockaddr_un address;
@@ -73,7 +73,7 @@ static int connect_to(const char *path)
 	int fd = -1;
 
 	if (r == 0) {
-		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (wait ? 0 : SOCK_NONBLOCK), 0);
 		r = fd < 0 ? -errno : 0;
 	}
 	if (r == 0) {
@@ -81,6 +81,8 @@ static int connect_to(const char *path)
 		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
 		if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0)
 			r = errno == EAGAIN ? -ETIMEDOUT : -errno;
+		else if (!wait && fcntl(fd, F_SETFL, 0) < 0)
+			r = -errno;
 	}
 	if (dir_fd >= 0)
 		close(dir_fd);
@@ -89,9 +91,9 @@ static int connect_to(const char *path)
 	return r < 0 ? r : fd;
 }
 
-int client_open(const char *path, struct client *ret, struct error *err)
+static int open_client(const char *path, bool wait, struct client *ret, struct error *err)
 {
-	int fd = connect_to(path);
+	int fd = connect_to(path, wait);
 
 	*ret = (struct client){.fd = -1};
 	switch (fd) {
@@ -121,6 +123,16 @@ int client_open(const char *path, struct client *ret, struct error *err)
 	ret->fd = fd;
 	frame_reader_init(&ret->reader, FRAME_REPLY_MAX);
 	return 0;
+}
+
+int client_open(const char *path, struct client *ret, struct error *err)
+{
+	return open_client(path, true, ret, err);
+}
+
+int client_open_now(const char *path, struct client *ret, struct error *err)
+{
+	return open_client(path, false, ret, err);
 }
 
 void client_close(struct client *client)

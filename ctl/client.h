@@ -25,6 +25,8 @@ int client_find(const struct ctl *ctl, char *path, size_t size, struct error *er
 /* Connects. -ENOTCONN: no socket there; -ECONNREFUSED: nobody behind it (both lines say where it
  * looked); -EACCES. */
 int client_open(const char *path, struct client *ret, struct error *err);
+/* The same without waiting for a daemon that takes no more connections now: -ETIMEDOUT. */
+int client_open_now(const char *path, struct client *ret, struct error *err);
 void client_close(struct client *client);
 
 /* One call of io.ckptd.Training.METHOD. parameters is stolen, NULL is {}. *ret: the reply's

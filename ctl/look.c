@@ -53,8 +53,8 @@ static int look_on(struct ctl *ctl, bool plain)
 		return ctl_fail(ctl, r, &err);
 	options.socket = path;
 	enum watch_end end = watch(ctl, &options, NULL, &err);
-	if (end == WATCH_LOST)
-		return ctl_fail(ctl, -ECONNRESET, &err);
+	if (end == WATCH_LOST || end == WATCH_SILENT)
+		return ctl_fail(ctl, end == WATCH_SILENT ? -ETIMEDOUT : -ECONNRESET, &err);
 	return CTL_OK;
 }
 

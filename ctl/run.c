@@ -269,6 +269,7 @@ static bool run_once(struct foreground *fg, int *ret_code)
 		print_newest(fg, "The same command goes on from here.\n");
 		*ret_code = CTL_OK;
 		return false;
+	case WATCH_SILENT:
 	case WATCH_LOST:
 		break;
 	}

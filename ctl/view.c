@@ -41,6 +41,8 @@ static void line_add(struct line *line, enum paint paint, const char *fmt, ...)
 	size_t bytes = text_prefix(text, line->left);
 	text[bytes] = '\0';
 	line->left -= text_width(text);
+	if (line->view->stale && paint != PAINT_BAD)
+		paint = PAINT_DIM;
 	if (line->view->color && paint != PAINT_PLAIN)
 		fprintf(line->out, "\033[%sm%s\033[0m", codes[paint], text);
 	else
@@ -73,10 +75,11 @@ static void render_title(struct line *line, const struct look *look)
 	line_add(line, PAINT_DIM, "%s ", look->run_dir);
 	if (line->left > 0 && used + text_width(look->state) < line->view->width)
 		line_add(line, PAINT_PLAIN, "%*s", line->left - text_width(look->state), "");
-	line_add(line, state_paint(look->state), "%s", look->state);
+	const bool stale = line->view->stale;
+	line_add(line, stale ? PAINT_BAD : state_paint(look->state), "%s", look->state);
 	line_end(line);
 	if (strcmp(look->state_text, look->state) != 0)
-		line_add(line, PAINT_PLAIN, "%s", look->state_text);
+		line_add(line, stale ? PAINT_BAD : PAINT_PLAIN, "%s", look->state_text);
 	line_end(line);
 }
 
@@ -119,6 +122,7 @@ static void render_facts(struct line *line, const struct look *look, int keep)
 	bool bad;
 
 	for (int i = 0; line->lines > keep && look_fact(look, i, &label, text, &bad); i++) {
+		bad = bad && !line->view->stale;
 		line_add(line, bad ? PAINT_BAD : PAINT_DIM, "%-*s", LABEL_WIDTH, label);
 		line_add(line, bad ? PAINT_BAD : PAINT_PLAIN, "%s", text);
 		line_end(line);
@@ -177,11 +181,17 @@ void view_render(
 		.height = view->height,
 		.color = view->color,
 		.utf8 = view->utf8,
+		.stale = view->stale,
 		.hint = view->hint};
 	struct line line = {.view = &screen, .out = out, .left = width, .lines = view->height};
 	int hint_lines = view->height > 8 ? 2 : view->height > 1 ? 1 : 0;
 
 	render_title(&line, look);
+	if (look->run_dir[0] == '\0' && view->stale) { /* it never said anything */
+		line_end(&line);
+		line_add(&line, PAINT_DIM, "%s", view->hint);
+		return;
+	}
 	render_bar(&line, look);
 	if (view->height > 12)
 		line_end(&line);

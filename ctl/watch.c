@@ -22,7 +22,11 @@
 #define PLAIN_SECONDS 5
 #define METRICS_SECONDS 2
 #define METRICS_PAGE 500
-#define CURVE_STEPS_MAX 20000 /* the curve begins so many steps back: at most 40 pages */
+#define RETRY_NS (100 * NSEC_PER_MSEC) /* the first; then twice as long each time ... */
+#define RETRY_MAX_NS (2 * NSEC_PER_SEC)
+#define SILENT_NS NSEC_PER_SEC /* from a connection to its first status, before it is told */
+#define AWAY_SECONDS 60        /* without a terminal somebody else must decide what then */
+#define CURVE_STEPS_MAX 20000  /* the curve begins so many steps back: at most 40 pages */
 
 enum stop_stage { STOP_NONE, STOP_SAVE, STOP_NOW, STOP_REFUSED };
 
@@ -32,6 +36,9 @@ struct watcher {
 	struct client status, metrics, control;
 	bool metrics_asked;
 	nsec_t metrics_next;
+	nsec_t silent_since;         /* no status since; 0: it answers */
+	bool lost;                   /* it answered, or could be reached, before */
+	nsec_t retry_at, retry_wait; /* of a connection that is gone */
 	int signal_fd;
 	bool screen;
 	struct terminal terminal;
@@ -83,9 +90,27 @@ static const char *hint(const struct watcher *watcher)
 		: "q leaves. The run does not depend on this view.";
 }
 
+/* Worth a word: a daemon that comes up takes a moment. */
+static bool is_away(const struct watcher *watcher)
+{
+	return watcher->lost ||
+		(watcher->silent_since > 0 &&
+			clock_monotonic_ns() - watcher->silent_since > SILENT_NS);
+}
+
+static void away_text(const struct watcher *watcher, char *text, size_t size)
+{
+	char since[TEXT_NUMBER_SIZE];
+
+	text_seconds((double)(clock_monotonic_ns() - watcher->silent_since) / 1e9, since);
+	snprintf(text, size, "ckptd does not answer; waiting (for %s now)%s", since,
+		watcher->screen && watcher->some ? ". What it said last:" : "");
+}
+
 static int show_screen(struct watcher *watcher)
 {
-	struct view view = {.color = terminal_color(), .utf8 = terminal_utf8()};
+	struct view view = {
+		.color = terminal_color(), .utf8 = terminal_utf8(), .stale = is_away(watcher)};
 	struct look look = watcher->look;
 	char *frame = NULL;
 	size_t size;
@@ -96,6 +121,10 @@ static int show_screen(struct watcher *watcher)
 	terminal_size(watcher->ctl->out, &view.width, &view.height);
 	view.hint = hint(watcher);
 	look.verified_age += (double)(clock_monotonic_ns() - watcher->looked) / 1e9;
+	if (view.stale) {
+		snprintf(look.state, sizeof(look.state), "no answer");
+		away_text(watcher, look.state_text, sizeof(look.state_text));
+	}
 	view_render(&view, &look, &watcher->curve, out);
 	fclose(out);
 	int r = terminal_show(&watcher->terminal, frame);
@@ -160,11 +189,29 @@ static int show_lines(struct watcher *watcher)
 	return fflush(watcher->ctl->out) == 0 ? 0 : -errno;
 }
 
+static int show_away(struct watcher *watcher)
+{
+	nsec_t now = clock_monotonic_ns();
+	char text[LOOK_LINE_MAX];
+
+	if (is_new(watcher->told_state, sizeof(watcher->told_state), "no answer") ||
+		now >= watcher->line_next) {
+		away_text(watcher, text, sizeof(text));
+		tell(watcher, text);
+		watcher->line_next = now + PLAIN_SECONDS * NSEC_PER_SEC;
+	}
+	return fflush(watcher->ctl->out) == 0 ? 0 : -errno;
+}
+
 static int show(struct watcher *watcher)
 {
-	if (!watcher->some)
+	bool away = is_away(watcher);
+
+	if (!watcher->some && !away)
 		return 0;
-	return watcher->screen ? show_screen(watcher) : show_lines(watcher);
+	if (watcher->screen)
+		return show_screen(watcher);
+	return away ? show_away(watcher) : show_lines(watcher);
 }
 
 /* -- the daemon -- */
@@ -222,6 +269,71 @@ static void take_metrics(struct watcher *watcher)
 	json_decref(reply);
 }
 
+/* A stream of its status, which then has to come. */
+static int ask_status(struct watcher *watcher, bool wait, struct error *err)
+{
+	const char *socket = watcher->options->socket;
+	struct error unused;
+	int r = wait ? client_open(socket, &watcher->status, err)
+		     : client_open_now(socket, &watcher->status, err);
+
+	if (r == 0)
+		r = client_send(&watcher->status, "Status",
+			json_pack("{s:i}", "interval_ms", STATUS_INTERVAL_MS), true,
+			clock_monotonic_ns() + SEND_SECONDS * NSEC_PER_SEC, err);
+	if (r < 0) {
+		client_close(&watcher->status);
+		return r;
+	}
+	if (watcher->screen && watcher->metrics.fd < 0)
+		client_open_now(socket, &watcher->metrics, &unused);
+	if (watcher->silent_since == 0)
+		watcher->silent_since = clock_monotonic_ns();
+	return 0;
+}
+
+/* The connection is gone: again in a while. */
+static void lose(struct watcher *watcher)
+{
+	nsec_t now = clock_monotonic_ns();
+
+	client_close(&watcher->status);
+	client_close(&watcher->metrics);
+	watcher->metrics_asked = false;
+	if (watcher->silent_since == 0)
+		watcher->silent_since = now;
+	watcher->lost = true;
+	watcher->retry_at = now + watcher->retry_wait;
+	watcher->retry_wait *= 2;
+	if (watcher->retry_wait > RETRY_MAX_NS)
+		watcher->retry_wait = RETRY_MAX_NS;
+}
+
+static void retry(struct watcher *watcher)
+{
+	struct error unused;
+
+	if (watcher->status.fd < 0 && clock_monotonic_ns() >= watcher->retry_at &&
+		ask_status(watcher, false, &unused) < 0)
+		lose(watcher);
+}
+
+/* Who waits at a terminal can leave; else, or when a time was given, it ends. */
+static bool away_too_long(const struct watcher *watcher, struct error *err)
+{
+	nsec_t most = watcher->ctl->timeout_ns;
+	char text[TEXT_NUMBER_SIZE];
+
+	if (most == 0 && !watcher->screen)
+		most = AWAY_SECONDS * NSEC_PER_SEC;
+	if (watcher->options->run || most == 0 || watcher->silent_since == 0 ||
+		clock_monotonic_ns() - watcher->silent_since < most)
+		return false;
+	error_set(err, -ETIMEDOUT, "ckptd has not answered for %s",
+		text_seconds((double)most / 1e9, text));
+	return true;
+}
+
 /* 0, or -errno when the stream is over. */
 static int take_status(struct watcher *watcher, struct error *err)
 {
@@ -237,6 +349,11 @@ static int take_status(struct watcher *watcher, struct error *err)
 		json_decref(reply);
 		watcher->looked = clock_monotonic_ns();
 		watcher->some = true;
+		if (watcher->lost && !watcher->screen)
+			tell(watcher, "ckptd answers again");
+		watcher->lost = false;
+		watcher->silent_since = 0;
+		watcher->retry_wait = RETRY_NS;
 	}
 }
 
@@ -325,28 +442,41 @@ static bool take_keys(const struct watcher *watcher)
 
 static int watch_open(struct watcher *watcher, struct error *err)
 {
-	const struct watch_options *options = watcher->options;
-	struct error unused;
-	int r = client_open(options->socket, &watcher->status, err);
+	watcher->screen = !watcher->options->plain && terminal_possible(watcher->ctl->out);
+	int r = ask_status(watcher, true, err);
 
-	if (r < 0)
-		return r;
-	r = client_send(&watcher->status, "Status",
-		json_pack("{s:i}", "interval_ms", STATUS_INTERVAL_MS), true,
-		clock_monotonic_ns() + SEND_SECONDS * NSEC_PER_SEC, err);
-	if (r < 0)
-		return r;
-	watcher->screen = !options->plain && terminal_possible(watcher->ctl->out);
-	if (watcher->screen) {
-		client_open(options->socket, &watcher->metrics, &unused);
+	if (r == 0 && watcher->screen)
 		terminal_enter(&watcher->terminal, watcher->ctl->out);
-	}
-	return 0;
+	return r;
+}
+
+/* The stream ended with r: true when that is the end of the watch too. */
+static bool stream_over(struct watcher *watcher, int r, enum watch_end *ret_end)
+{
+	bool asked = watcher->stop == STOP_SAVE || watcher->stop == STOP_NOW;
+	bool refused = r == -EPERM || r == -ENOSYS || (!watcher->some && r == -EREMOTEIO);
+
+	show(watcher); /* what it said last */
+	*ret_end = asked ? WATCH_STOPPED : WATCH_LOST;
+	if (watcher->options->run || refused)
+		return true;
+	lose(watcher);
+	return false;
 }
 
 static bool ready(const struct pollfd *poll_fd)
 {
 	return poll_fd->fd >= 0 && poll_fd->revents != 0;
+}
+
+/* As long as nothing happens. */
+static int turn_ms(const struct watcher *watcher)
+{
+	nsec_t left = watcher->retry_at - clock_monotonic_ns();
+
+	if (watcher->status.fd >= 0 || left > NSEC_PER_SEC)
+		return 1000;
+	return left > 0 ? (int)(left / NSEC_PER_MSEC) + 1 : 0;
 }
 
 /* One turn; true when it is over. */
@@ -360,10 +490,12 @@ static bool watch_turn(struct watcher *watcher, enum watch_end *ret_end, struct 
 		{.fd = watcher->terminal.keys ? STDIN_FILENO : -1, .events = POLLIN},
 	};
 
+	retry(watcher);
+	fds[0].fd = watcher->status.fd;
 	ask_metrics(watcher);
 	if (watcher->metrics_asked)
 		fds[1].fd = watcher->metrics.fd;
-	poll(fds, sizeof(fds) / sizeof(fds[0]), 1000);
+	poll(fds, sizeof(fds) / sizeof(fds[0]), turn_ms(watcher));
 	if (ready(&fds[1]))
 		take_metrics(watcher);
 	if (ready(&fds[2]))
@@ -371,14 +503,14 @@ static bool watch_turn(struct watcher *watcher, enum watch_end *ret_end, struct 
 	*ret_end = WATCH_QUIT;
 	if ((ready(&fds[3]) && take_signals(watcher)) || (ready(&fds[4]) && take_keys(watcher)))
 		return true;
-	if (ready(&fds[0]) && take_status(watcher, err) < 0) {
-		bool asked = watcher->stop == STOP_SAVE || watcher->stop == STOP_NOW;
-		*ret_end = asked ? WATCH_STOPPED : WATCH_LOST;
-		show(watcher); /* what it said last */
+	int r = ready(&fds[0]) ? take_status(watcher, err) : 0;
+	if (r < 0 && stream_over(watcher, r, ret_end))
 		return true;
-	}
 	if (show(watcher) < 0)
 		return true; /* the terminal is gone */
+	*ret_end = WATCH_SILENT;
+	if (away_too_long(watcher, err))
+		return true;
 	*ret_end = WATCH_FINISHED;
 	return watcher->options->run && watcher->some &&
 		strcmp(watcher->look.state, "finished") == 0;
@@ -398,6 +530,8 @@ enum watch_end watch(const struct ctl *ctl, const struct watch_options *options,
 	watcher->ctl = ctl;
 	watcher->options = options;
 	watcher->status.fd = watcher->metrics.fd = watcher->control.fd = -1;
+	watcher->retry_wait = RETRY_NS;
+	look_read(NULL, &watcher->look);
 	curve_init(&watcher->curve);
 	bool own_signals = options->signal_fd == 0;
 	watcher->signal_fd = own_signals ? watch_signals(&old) : options->signal_fd;

@@ -1,5 +1,6 @@
 /* Looking on: the live view on a terminal, plain lines elsewhere, until there is nothing more to
- * see or the person leaves. */
+ * see or the person leaves. A daemon that goes away is waited for and asked again, but with `run`,
+ * whose business it is to start it. */
 #pragma once
 
 #include "ctl/ctl.h"
@@ -12,7 +13,8 @@ enum watch_end {
 	WATCH_QUIT,     /* the person left; the run goes on */
 	WATCH_FINISHED, /* steps_total is reached (only with run) */
 	WATCH_STOPPED,  /* we asked it to end and it has closed the connection (only with run) */
-	WATCH_LOST,     /* the connection is gone; err says why */
+	WATCH_SILENT,   /* nobody answered for too long (without run); err says so */
+	WATCH_LOST,     /* the connection is gone, or was refused; err says why */
 };
 
 struct watch_options {

@@ -168,7 +168,9 @@ static int line_width(const char *line, size_t length)
 	return width;
 }
 
-static char *render(const struct view *view, const struct look *look, const struct curve *curve)
+/* Not inlined: gcc 12 takes what open_memstream gave for the address of `text`. */
+__attribute__((noinline)) static char *render(
+	const struct view *view, const struct look *look, const struct curve *curve)
 {
 	char *text = NULL;
 	size_t size;
@@ -228,6 +230,33 @@ static void test_view_says_what_matters_first(void **unused)
 	free(text);
 }
 
+/* In colours only the state and its sentence stand out; without, these two say it. */
+static void test_what_is_old_is_dimmed(void **unused)
+{
+	static struct curve curve;
+	struct look look = example();
+	struct view view = {
+		.width = 100, .height = 24, .color = true, .stale = true, .hint = "hint"};
+
+	curve_init(&curve);
+	for (uint64_t step = 1; step < 50; step++)
+		curve_add(&curve, step, 1.0 / (double)step);
+	snprintf(look.state, sizeof(look.state), "no answer");
+	snprintf(look.state_text, sizeof(look.state_text), "waiting");
+	char *text = render(&view, &look, &curve);
+	assert_non_null(strstr(text, "\033[31;1mno answer\033[0m\n\033[31;1mwaiting\033[0m\n"));
+	char *rest = strstr(text, "waiting");
+	assert_non_null(strstr(rest, "step 1,234 of 6,000"));
+	for (char *at = strstr(rest, "\033[") + 1; (at = strstr(at, "\033[")); at++)
+		assert_true(strncmp(at, "\033[2m", 4) == 0 || strncmp(at, "\033[0m", 4) == 0);
+	free(text);
+	look_read(NULL, &look);
+	snprintf(look.state, sizeof(look.state), "no answer");
+	text = render(&view, &look, &curve);
+	assert_null(strstr(text, "none verified yet")); /* nothing was ever said */
+	free(text);
+}
+
 static void test_nothing_known_is_shown_as_nothing_known(void **unused)
 {
 	static struct curve curve;
@@ -253,6 +282,7 @@ int main(void)
 		cmocka_unit_test(test_curve_is_bounded),
 		cmocka_unit_test(test_view_fits_every_screen),
 		cmocka_unit_test(test_view_says_what_matters_first),
+		cmocka_unit_test(test_what_is_old_is_dimmed),
 		cmocka_unit_test(test_nothing_known_is_shown_as_nothing_known),
 	};
 
