@@ -10,7 +10,7 @@
 struct view {
 	int width, height;
 	bool color, utf8;
-	bool stale; /* what it shows is old: all but the state and its sentence is dimmed */
+	bool stale;       /* what it shows is old: all but the state and its sentence is dimmed */
 	const char *hint; /* the last line */
 };
 
