@@ -80,6 +80,7 @@ void recover_decide(struct supervisor *sup, const struct obituary *obituary, boo
 	struct death death = {.kind = obituary->kind,
 		.cause = obituary->cause_number,
 		.step = sup->death_step,
+		.images = sup->death_images,
 		.stepped = stepped};
 	struct restart_supply supply;
 

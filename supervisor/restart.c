@@ -74,6 +74,13 @@ static bool longest_wait(const struct ladder *ladder)
 		LADDER_DELAY_MAX_NS;
 }
 
+static bool is_evidence(const struct fatal *fatal, const struct death *death)
+{
+	return fatal->count > 0 && fatal->cause == death->cause &&
+		(fatal->step == death->step ||
+			(fatal->images > 0 && fatal->images == death->images));
+}
+
 /* Counts how often this step was fatal for this cause, this time included. Other deaths may come
  * between; when there is no room, the weakest evidence gives way. */
 static struct fatal *note_evidence(struct ladder *ladder, const struct death *death)
@@ -83,15 +90,16 @@ static struct fatal *note_evidence(struct ladder *ladder, const struct death *de
 	for (uint32_t i = 0; i < LADDER_FATAL_MAX; i++) {
 		struct fatal *fatal = &ladder->fatal[i];
 
-		if (fatal->count > 0 && fatal->step == death->step &&
-			fatal->cause == death->cause) {
+		if (is_evidence(fatal, death)) {
 			fatal->count += fatal->count < UINT32_MAX;
+			fatal->step = death->step;
 			return fatal;
 		}
 		if (fatal->count < weakest->count)
 			weakest = fatal;
 	}
-	*weakest = (struct fatal){.step = death->step, .cause = death->cause, .count = 1};
+	*weakest = (struct fatal){
+		.step = death->step, .images = death->images, .cause = death->cause, .count = 1};
 	return weakest;
 }
 
@@ -178,18 +186,16 @@ static void choose_newest_fork(
 
 /* Through the older ones to the newest again, on a new branch each time; then it stays on the last.
  * more_data: more than any branch skips yet, so that all of them are worth another try. */
-static void choose_round(struct ladder *ladder, const struct restart_supply *supply, bool older,
-	bool more_data, struct restart_decision *decision)
+static void choose_round(struct ladder *ladder, const struct restart_supply *supply, bool more_data,
+	struct restart_decision *decision)
 {
-	bool begins = ladder->rounds == 0 || (ladder->all_tried && more_data);
-
-	if (begins && ladder->rounds < LADDER_ROUNDS_MAX) {
+	if (ladder->all_tried && more_data && ladder->rounds < LADDER_ROUNDS_MAX) {
 		ladder->rounds++;
-		ladder->all_tried = 0;
+		ladder->all_tried = ladder->older_taken = 0;
 	}
 	if (ladder->all_tried) {
 		decision->from = RESTART_NEWEST;
-	} else if (older) {
+	} else if (find_older(ladder, supply, &decision->step)) {
 		decision->from = RESTART_FORK_OLDER;
 	} else {
 		decision->from = RESTART_NEWEST;
@@ -205,7 +211,7 @@ static void choose_round(struct ladder *ladder, const struct restart_supply *sup
 static void choose_source(struct ladder *ladder, const struct restart_supply *supply,
 	bool more_data, struct restart_decision *decision)
 {
-	bool older = find_older(ladder, supply, &decision->step);
+	bool older;
 
 	switch (decision->rung) {
 	case 0:
@@ -215,17 +221,19 @@ static void choose_source(struct ladder *ladder, const struct restart_supply *su
 		decision->from = RESTART_NEWEST;
 		return;
 	case 2:
+		older = find_older(ladder, supply, &decision->step);
 		decision->from = older ? RESTART_FORK_OLDER : RESTART_NEWEST;
 		return;
 	case 3:
 	case 4:
+		older = find_older(ladder, supply, &decision->step);
 		if (older && !ladder->older_taken)
 			decision->from = RESTART_FORK_OLDER;
 		else
 			choose_newest_fork(supply, decision);
 		return;
 	default:
-		choose_round(ladder, supply, older, more_data, decision);
+		choose_round(ladder, supply, more_data, decision);
 	}
 }
 

@@ -36,7 +36,7 @@
 #define LADDER_VERSION 3
 #define LADDER_RUNG_MAX 5
 #define LADDER_FATAL_MAX 8
-#define LADDER_ROUNDS_MAX 16 /* through the older checkpoints, without progress */
+#define LADDER_ROUNDS_MAX 64 /* through the older checkpoints, without progress */
 #define LADDER_DELAY_FIRST_NS (100 * NSEC_PER_MSEC)
 #define LADDER_DELAY_MAX_NS (900 * NSEC_PER_SEC)
 /* Deaths that each finished a step: the wait stays useful. */
@@ -54,9 +54,11 @@ enum death_kind {
 	DEATH_KIND_COUNT,
 };
 
-/* So many deaths at one step for one cause. */
+/* So many deaths for one cause at one step, or at one part of the data: what is left out before it
+ * moves the step. */
 struct fatal {
-	uint64_t step;
+	uint64_t step;   /* of the last one */
+	uint64_t images; /* of the first one; 0: not known */
 	uint32_t cause;
 	uint32_t count;   /* 0: free */
 	uint32_t skipped; /* times its data that a branch was to leave out */
@@ -76,16 +78,17 @@ struct ladder {
 	uint64_t fork_step;   /* rung 2 and up went back to it; the next one is older still */
 	uint32_t safe_engine; /* rung 4 and up: forced at each start */
 	uint32_t older_taken; /* rung 2 has left a newest one behind in this climb */
-	uint32_t rounds;      /* of rung 5, begun since progress */
+	uint32_t rounds;      /* of rung 5, begun again since progress */
 	uint32_t all_tried;   /* the last one is over */
 	uint64_t check;       /* ladder_seal */
 };
 
 struct death {
 	enum death_kind kind;
-	uint32_t cause; /* equal numbers are the same cause (obituary.h) */
-	uint64_t step;  /* finished steps when it died */
-	bool stepped;   /* this trainer had finished at least one step */
+	uint32_t cause;  /* equal numbers are the same cause (obituary.h) */
+	uint64_t step;   /* finished steps when it died */
+	uint64_t images; /* of the data, seen by then; 0: not known */
+	bool stepped;    /* this trainer had finished at least one step */
 };
 
 #define RESTART_STEPS_MAX 64

@@ -221,7 +221,8 @@ struct supervisor {
 	struct restart_decision decision; /* the last one */
 	bool resume_disk;                 /* the next start reads the disk */
 	nsec_t start_delay_ns;
-	uint64_t death_step, death_skipped_in_row; /* from the record that the dead one left */
+	/* From the record that the dead one left. */
+	uint64_t death_step, death_images, death_skipped_in_row;
 	nsec_t memory_retry_ns; /* state memory could not be made: again at; 0: no */
 	bool fork_pending;      /* the ladder's branch could not be made yet ... */
 	nsec_t fork_retry_ns;   /* ... again at; 0: under way */

@@ -311,8 +311,11 @@ static void note_death_step(struct supervisor *sup)
 	struct state_record record;
 
 	sup->death_step = sup_step(sup);
-	sup->death_skipped_in_row = 0;
-	if (memory_newest(sup, &record) == 0 && record.skipped_in_row <= record.step)
+	sup->death_images = sup->death_skipped_in_row = 0;
+	if (memory_newest(sup, &record) < 0)
+		return;
+	sup->death_images = record.images_seen;
+	if (record.skipped_in_row <= record.step)
 		sup->death_skipped_in_row = record.skipped_in_row;
 }
 

@@ -99,6 +99,24 @@ static void p5_the_rungs_come_in_order(void **unused)
 	}
 }
 
+/* What was made of the oldest one is bad, and nothing was left behind: it is begun at again. */
+static void p5_a_round_begins_at_the_newest_whatever_was_taken(void **unused)
+{
+	struct ladder ladder = fresh(450);
+	struct restart_supply there = {.count = 2, .steps = {300, 200}};
+	struct restart_decision decision = {0};
+	bool again = false;
+
+	for (uint32_t i = 0; i < 12; i++) {
+		struct death death = own(450, 11);
+
+		decision = ladder_decide(&ladder, &death, &there);
+		again = again || (i > 4 && decision.from == RESTART_FORK_OLDER);
+		assert_true(decision.from != RESTART_FORK_OLDER || decision.step == 200);
+	}
+	assert_true(again);
+}
+
 /* Whatever it dies of, and though each branch makes new checkpoints: tried for ever, at the slowest
  * pace, and no more branches. A step further they may begin again. */
 static void p5_a_death_that_nothing_cures_makes_no_branches_in_the_end(void **unused)
@@ -109,12 +127,12 @@ static void p5_a_death_that_nothing_cures_makes_no_branches_in_the_end(void **un
 	uint32_t forks = 0, late_forks = 0;
 
 	there.left_behind = true;
-	for (uint32_t i = 0; i < 40000; i++) {
-		struct death death = own(450, 11 + i % 3);
+	for (uint32_t i = 0; i < 60000; i++) {
+		struct death death = own(450, 11 + i % LADDER_FATAL_MAX);
 
 		decision = ladder_decide(&ladder, &death, &there);
 		forks += restart_forks(decision.from);
-		late_forks += i >= 20000 && restart_forks(decision.from);
+		late_forks += i >= 30000 && restart_forks(decision.from);
 	}
 	assert_int_equal(decision.rung, LADDER_RUNG_MAX);
 	assert_int_equal(decision.from, RESTART_NEWEST);
@@ -249,6 +267,29 @@ static void evidence_survives_other_deaths(void **unused)
 	}
 	assert_int_equal(decision.rung, 3);
 	assert_true(decision.skip_window);
+}
+
+/* What a branch leaves out before bad data makes them come at an earlier step. */
+static void p5_bad_data_are_known_again_at_another_step(void **unused)
+{
+	struct ladder ladder = fresh(450);
+	struct restart_supply there = supply();
+	struct restart_decision decision = {0};
+
+	for (uint32_t i = 0; i < 4; i++) {
+		struct death death = own(450 - i, 11);
+
+		death.images = 7200;
+		decision = ladder_decide(&ladder, &death, &there);
+		assert_int_equal(decision.skip_window, i < 3 ? 0 : 1);
+	}
+	assert_int_equal(decision.rung, 3);
+	/* Neither step nor data: nothing is known of it. */
+	struct death death = own(430, 11);
+
+	death.images = 7000;
+	decision = ladder_decide(&ladder, &death, &there);
+	assert_int_equal(decision.skip_window, 0);
 }
 
 static void a_held_trainer_that_steps_goes_on_from_memory(void **unused)
@@ -448,6 +489,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_first_death_costs_nothing),
 		cmocka_unit_test(p5_the_rungs_come_in_order),
+		cmocka_unit_test(p5_a_round_begins_at_the_newest_whatever_was_taken),
 		cmocka_unit_test(p5_a_death_that_nothing_cures_makes_no_branches_in_the_end),
 		cmocka_unit_test(p5_a_poisoned_newest_is_left_within_three_tries),
 		cmocka_unit_test(without_memory_rung_0_is_not_applicable),
@@ -456,6 +498,7 @@ int main(void)
 		cmocka_unit_test(replaying_old_steps_is_no_progress),
 		cmocka_unit_test(deaths_at_differing_steps_stay_below_rung_3),
 		cmocka_unit_test(evidence_survives_other_deaths),
+		cmocka_unit_test(p5_bad_data_are_known_again_at_another_step),
 		cmocka_unit_test(a_held_trainer_that_steps_goes_on_from_memory),
 		cmocka_unit_test(before_the_first_checkpoint_bad_data_is_skipped_from_the_start),
 		cmocka_unit_test(kills_from_outside_do_not_climb),
