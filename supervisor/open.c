@@ -276,6 +276,9 @@ void survey_take(struct supervisor *sup, struct survey *survey)
 	const struct catalog_row *row = &sup->survey.newest;
 	struct newest *newest = &sup->newest;
 
+	/* Its saver died before its word, or its row came later: nobody else asks for it. */
+	if (!*row->mirrored_at)
+		mirror_want(sup);
 	snprintf(newest->id, sizeof(newest->id), "%s", row->id);
 	newest->step = row->step;
 	newest->branch = row->branch;

@@ -217,7 +217,7 @@ static bool is_over(void)
 
 	if (hopeless && calm())
 		world.counts->hopeless++;
-	return calm() && (hopeless || world.sup->state == FSM_FINISHED);
+	return calm() && (hopeless || (world.sup->state == FSM_FINISHED && mirror_is_good()));
 }
 
 /* One life of the supervisor: true when it was the last. */
@@ -234,6 +234,9 @@ static bool live_once(void)
 	world.term_ns = 0;
 	world.rung_before = 0;
 	world.tried_ns = world.idle_since_ns = world.resting_since_ns = virtual_now_ns;
+	world.behind_since_ns = virtual_now_ns;
+	if (!world.memory.exists)
+		watch_climb_lost();
 	world.state_before = FSM_STARTING;
 	world.newest_before = STEP_NEVER;
 	CHECK(supervisor_init(&sup, &world.options, &error) == 0);
@@ -367,6 +370,8 @@ static void print_counts(struct counts *counts)
 	       " starts, %" PRIu64 " steps, %" PRIu64 " saves, %" PRIu64 " branches\n",
 		counts->histories, counts->hopeless, counts->lives, counts->starts, counts->steps,
 		counts->saves, counts->forks);
+	printf("# %" PRIu64 " rounds of the mirror, %" PRIu64 " checkpoints made room\n",
+		counts->mirrorings, counts->made_room);
 	printf("# %" PRIu64 " events in %.1f days; %" PRIu64 " hangs found, %" PRIu64
 	       " renewals, %" PRIu64 " suspicions withdrawn, %" PRIu64
 	       " decisions passed rungs over, %" PRIu64 " checkpoints removed\n",
@@ -422,6 +427,9 @@ static void p5_every_history_ends_and_nothing_is_lost(void **unused)
 	if (counts.histories >= COUNT_DEFAULT)
 		for (int i = 0; i < FAULT_COUNT; i++)
 			assert_true(i == FAULT_NONFINITE || counts.faults[i] > 0);
+	if (counts.histories >= COUNT_DEFAULT)
+		for (int i = 0; i < DEATH_KIND_COUNT; i++)
+			assert_true(counts.kinds[i] > 0);
 }
 
 int main(void)

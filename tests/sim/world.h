@@ -8,6 +8,7 @@
 #pragma once
 
 #include "store/line.h"
+#include "store/retention.h"
 #include "supervisor/supervisor.h"
 #include "tests/virtual/loop.h"
 
@@ -16,6 +17,8 @@
 #define CLIENTS_MAX 3
 #define SETS_MAX 16
 #define STEP_NEVER UINT64_MAX
+#define BATCH_SIZE 16 /* until somebody reloads another */
+#define FILE_BYTES ((uint64_t)4 << 20)
 #define TRAINER_BYTES ((uint64_t)100 << 20)
 
 /* Descriptors that nobody opens. */
@@ -24,12 +27,14 @@ enum { FD_SOCKET = 900001, FD_STATE, FD_PROGRESS, FD_RUN, FD_LOCK, FD_CHECKPOINT
 /* What a state of training carries with it, in the record's unused bytes. */
 struct truth {
 	uint64_t poisoned_at; /* STEP_NEVER: sound */
+	uint64_t images;      /* the next one of the data */
 	uint64_t identity;    /* of its bytes */
 };
 
 struct file {
 	bool used, rotten, published;
 	bool told; /* the supervisor has heard of it */
+	bool mirrored;
 	uint64_t step;
 	uint32_t branch;
 	enum checkpoint_state row; /* of the catalog; MISSING: there is none */
@@ -80,7 +85,7 @@ struct worker {
 	uint64_t begun_step, steps;
 	uint64_t floor_step; /* verified on the line when it was started */
 	uint64_t private_bytes, leak_bytes;
-	nsec_t hung_since_ns, stalled_until_ns;
+	nsec_t hung_since_ns;
 	bool ready, bad_engine_kills, slow;
 	nsec_t step_begun_ns;
 	uint32_t moves_left;
@@ -139,6 +144,8 @@ enum fault {
 	FAULT_SAVER_HANG,
 	FAULT_SPAWN,
 	FAULT_PREPARER,
+	FAULT_STORAGE,
+	FAULT_MIRROR_HANG,
 	FAULT_SUSPEND,
 	FAULT_CLOCK,
 	FAULT_POWER_CUT,
@@ -151,6 +158,8 @@ enum fault {
 	FAULT_BITFLIP,
 	FAULT_NO_MEMORY,
 	FAULT_NO_RUN,
+	FAULT_DISK_BROKEN,
+	FAULT_NO_MIRROR,
 	FAULT_COUNT,
 };
 extern const char *const fault_names[FAULT_COUNT];
@@ -161,7 +170,14 @@ struct counts {
 	uint64_t froms[RESTART_FORK_START + 1], kinds[DEATH_KIND_COUNT];
 	uint64_t table[FSM_STATE_COUNT][FSM_EVENT_COUNT];
 	uint64_t steps, starts, saves, forks, lives, removed, finished, hangs_found, renewals;
-	uint64_t withdrawn, passed_over;
+	uint64_t withdrawn, passed_over, mirrorings, made_room;
+};
+
+/* Branches that rung 3 and up began with no more data to skip than the one before. */
+struct round {
+	uint32_t forks, window, most; /* most: checkpoints that there were */
+	uint32_t blamed_count;
+	uint64_t blamed[LADDER_FATAL_MAX];
 };
 
 struct world {
@@ -169,22 +185,27 @@ struct world {
 	struct supervisor *sup; /* NULL: between two lives */
 	struct counts *counts;
 	/* -- this history's ways -- */
-	uint32_t odds[FAULT_COUNT]; /* one in so many chances; 0: never */
-	uint32_t budget;            /* faults and people to come */
-	uint64_t bad_data_step, bad_engine_step, nan_step, poison_one_in, poison_lag;
-	bool poison_wanders, has_store, has_people;
+	uint32_t odds[FAULT_COUNT];                /* one in so many chances; 0: never */
+	uint32_t budget;                           /* faults and people to come */
+	uint64_t bad_image_first, bad_image_count; /* of the data: no trainer survives them */
+	uint64_t bad_engine_step, nan_step, poison_one_in, poison_lag;
+	bool poison_wanders, has_store, has_people, has_mirror, scrubs;
+	struct retention_policy retention;
 	nsec_t step_ns, save_ns, boot_ns;
 	uint32_t slots;
 	char set_texts[SETS_MAX][48];
 	struct options options;
 	nsec_t disturbed_ns; /* next */
+	/* Of suspends within a long stall. */
+	nsec_t suspended_ns, suspended_every_ns, slept_ns;
+	uint32_t suspends_left;
 	/* -- the disk -- */
 	struct run run;
 	struct line line;
 	struct file files[FILES_MAX];
 	bool ever_verified;
 	nsec_t full_until_ns, no_run_until_ns, no_memory_until_ns, no_spawn_until_ns;
-	nsec_t config_until_ns;
+	nsec_t config_until_ns, broken_until_ns, no_mirror_until_ns;
 	/* -- the memory -- */
 	struct {
 		bool exists, mapped, stored, valid, pinned, flipped;
@@ -207,7 +228,7 @@ struct world {
 	/* -- what must hold -- */
 	uint64_t roots;
 	nsec_t tried_ns, ended_ns, grown_since_ns, term_ns, term_allowed_ns, idle_since_ns,
-		resting_since_ns;
+		resting_since_ns, behind_since_ns;
 	enum fsm_state state_before;
 	uint64_t newest_before;
 	bool killed, power_cut, rotted;
@@ -215,7 +236,15 @@ struct world {
 	uint64_t floor_step; /* of the checkpoint that a start must not fall behind */
 	uint32_t rung_before, fewest_in_climb, hopeless, restarts, forks_allowed;
 	bool left_in_climb;
-	uint64_t died_step;
+	/* After the last decision: what the next one must begin with, unless there was progress. */
+	struct {
+		bool known;
+		uint32_t rung, counted;
+		uint64_t furthest_step;
+	} climb;
+	struct round round;
+	bool died_of_data;
+	uint32_t data_deaths; /* since progress */
 };
 extern struct world world;
 
@@ -229,10 +258,14 @@ bool one_in(uint64_t n);
 nsec_t between_ns(nsec_t least_ns, nsec_t most_ns);
 /* A chance of this fault: true when it happens now. */
 bool strikes(enum fault fault);
+/* The machine sleeps a few times within so long a time, where it sleeps in this history. */
+void sleep_within(nsec_t time_ns);
 bool calm(void);
 
 /* -- world_disk.c -- */
 bool disk_full(void);
+/* Full, or it answers with I/O errors. */
+bool disk_fails(void);
 bool line_holds(const struct file *file);
 /* The greatest step among verified, sound files on the line; NULL: none. */
 struct file *newest_good(void);
@@ -280,3 +313,7 @@ void draw_history(uint64_t seed);
 /* -- world_watch.c -- */
 void watch_event(void);
 void watch_sleep(nsec_t asleep_ns);
+/* What the ladder knew is lost, or a person has made it anew. */
+void watch_climb_lost(void);
+/* The mirror has what it should have. */
+bool mirror_is_good(void);

@@ -13,7 +13,6 @@
 #include <string.h>
 
 #define KEEP_LAST_MIN 2
-#define FILE_BYTES ((uint64_t)4 << 20)
 
 int __wrap_line_load(int checkpoints_fd, struct line *ret, struct error *err);
 int __wrap_file_create(int dir_fd, const char *name, const void *data, size_t size, mode_t mode);
@@ -37,6 +36,11 @@ static struct books room = {.run_fd = FD_RUN, .checkpoints_fd = FD_CHECKPOINTS};
 bool disk_full(void)
 {
 	return virtual_now_ns < world.full_until_ns;
+}
+
+bool disk_fails(void)
+{
+	return disk_full() || virtual_now_ns < world.broken_until_ns;
 }
 
 bool line_holds(const struct file *file)
@@ -91,9 +95,7 @@ static uint32_t count_verified(void)
 void retain(void)
 {
 	struct retention_item items[FILES_MAX];
-	struct retention_policy policy = {.keep_last = (uint32_t)world.sup->config.keep_last,
-		.abandoned_last = 4,
-		.corrupt_last = 2};
+	struct retention_policy policy = world.retention;
 	uint32_t at[FILES_MAX], count = 0, verified = count_verified();
 
 	for (uint32_t i = 0; i < FILES_MAX; i++) {
@@ -113,7 +115,11 @@ void retain(void)
 			.corrupt = file->row == CHECKPOINT_CORRUPT,
 			.found = file->row == CHECKPOINT_FOUND || file->row == CHECKPOINT_MISSING};
 	}
+	if (policy.keep_last > 0)
+		policy.keep_last = (uint32_t)world.sup->config.keep_last;
 	retention_decide(items, count, &policy);
+	while (disk_full() && retention_make_room(items, count))
+		world.counts->made_room++;
 	for (uint32_t i = 0; i < count; i++) {
 		if (!items[i].remove)
 			continue;
@@ -141,12 +147,12 @@ int __wrap_line_load(int checkpoints_fd, struct line *ret, struct error *err)
 
 int __wrap_file_create(int dir_fd, const char *name, const void *data, size_t size, mode_t mode)
 {
-	return disk_full() ? -ENOSPC : 0;
+	return disk_full() ? -ENOSPC : disk_fails() ? -EIO : 0;
 }
 
 int __wrap_catalog_open(const char *run_dir, int mode, struct catalog **ret, struct error *err)
 {
-	if (calm() || !one_in(400)) {
+	if (!disk_fails() && (calm() || !one_in(400))) {
 		*ret = (struct catalog *)&room;
 		return 0;
 	}
@@ -189,6 +195,8 @@ int __wrap_catalog_list(struct catalog *catalog, struct catalog_row **ret, uint3
 		memcpy(row->root.bytes, &file->root, sizeof(file->root));
 		clock_format_utc(file->verified_wall_ns, row->created);
 		clock_format_utc(file->verified_wall_ns, row->verified_at);
+		if (file->mirrored)
+			clock_format_utc(file->verified_wall_ns, row->mirrored_at);
 	}
 	qsort(rows, count, sizeof(*rows), compare_rows);
 	*ret = rows;
@@ -199,7 +207,7 @@ int __wrap_catalog_list(struct catalog *catalog, struct catalog_row **ret, uint3
 
 int __wrap_run_store(int run_fd, const struct run *run, struct error *err)
 {
-	if (disk_full() && one_in(2))
+	if (disk_fails() && one_in(2))
 		return error_set(err, -ENOSPC, "run.json: no space left on device");
 	world.run.wanted = run->wanted;
 	world.run.power_paused = run->power_paused;
@@ -209,7 +217,8 @@ int __wrap_run_store(int run_fd, const struct run *run, struct error *err)
 
 int __wrap_run_write_last_good(int run_fd, const struct config *config, struct error *err)
 {
-	return disk_full() ? error_set(err, -ENOSPC, "last-good.conf: no space left on device") : 0;
+	return disk_fails() ? error_set(err, -ENOSPC, "last-good.conf: no space left on device")
+			    : 0;
 }
 
 int __wrap_run_check_identity(const struct run *run, const struct config *config, struct error *err)
@@ -261,6 +270,8 @@ static void do_fork(struct ledger_job *job)
 		return;
 	MUST(find_worker(ROLE_TRAIN) == NULL, "a branch begins under a trainer");
 	MUST(world.forks_allowed > 0, "a branch begins that nobody decided");
+	if (fork->call)
+		watch_climb_lost();
 	world.forks_allowed--;
 	world.counts->forks++;
 	line->branches = realloc(line->branches, (line->count + 1) * sizeof(*line->branches));

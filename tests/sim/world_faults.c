@@ -26,6 +26,8 @@ const char *const fault_names[FAULT_COUNT] = {
 	[FAULT_SAVER_HANG] = "saver hangs",
 	[FAULT_SPAWN] = "no process",
 	[FAULT_PREPARER] = "preparer dies",
+	[FAULT_STORAGE] = "storage",
+	[FAULT_MIRROR_HANG] = "mirror hangs",
 	[FAULT_SUSPEND] = "suspend",
 	[FAULT_CLOCK] = "clock jump",
 	[FAULT_POWER_CUT] = "power cut",
@@ -38,6 +40,8 @@ const char *const fault_names[FAULT_COUNT] = {
 	[FAULT_BITFLIP] = "bit flip",
 	[FAULT_NO_MEMORY] = "no memory",
 	[FAULT_NO_RUN] = "not mounted",
+	[FAULT_DISK_BROKEN] = "I/O errors",
+	[FAULT_NO_MIRROR] = "mirror away",
 };
 
 /* -- chances -- */
@@ -98,6 +102,31 @@ static void suspend(void)
 	workers_sleep(asleep_ns);
 	people_sleep(asleep_ns);
 	watch_sleep(asleep_ns);
+	world.slept_ns = virtual_now_ns;
+}
+
+static void plan_suspend(void)
+{
+	world.suspended_ns = virtual_now_ns +
+		between_ns(world.suspended_every_ns / 2, world.suspended_every_ns);
+}
+
+void sleep_within(nsec_t time_ns)
+{
+	if (calm() || world.odds[FAULT_SUSPEND] == 0)
+		return;
+	note(FAULT_SUSPEND);
+	world.suspends_left = 3 + (uint32_t)below(4);
+	world.suspended_every_ns = time_ns / (world.suspends_left + 1);
+	plan_suspend();
+}
+
+static void suspend_again(void)
+{
+	world.suspends_left--;
+	suspend();
+	if (world.suspends_left > 0)
+		plan_suspend();
 }
 
 static void rot(void)
@@ -134,7 +163,9 @@ static void disturb(enum fault fault)
 		world.no_spawn_until_ns = until_ns;
 		break;
 	case FAULT_SUSPEND:
-		suspend();
+		/* Of two late ticks in a row the second counts. */
+		if (virtual_now_ns - world.slept_ns > 3 * TICK_NS)
+			suspend();
 		break;
 	case FAULT_CLOCK:
 		virtual_wall_ns += between_ns(0, 20 * 86400 * NSEC_PER_SEC);
@@ -173,6 +204,12 @@ static void disturb(enum fault fault)
 	case FAULT_NO_RUN:
 		world.no_run_until_ns = until_ns;
 		break;
+	case FAULT_DISK_BROKEN:
+		world.broken_until_ns = until_ns;
+		break;
+	case FAULT_NO_MIRROR:
+		world.no_mirror_until_ns = until_ns + (one_in(2) ? 1800 * NSEC_PER_SEC : 0);
+		break;
 	default:
 		break;
 	}
@@ -186,13 +223,20 @@ static bool comes_from_outside(enum fault fault)
 
 nsec_t faults_next_ns(void)
 {
-	return calm() ? VIRTUAL_NEVER : world.disturbed_ns;
+	nsec_t next_ns = calm() ? VIRTUAL_NEVER : world.disturbed_ns;
+
+	return world.suspends_left > 0 && world.suspended_ns < next_ns ? world.suspended_ns
+								       : next_ns;
 }
 
 void faults_advance(void)
 {
 	enum fault fault = (enum fault)below(FAULT_COUNT);
 
+	if (world.suspends_left > 0 && world.suspended_ns <= virtual_now_ns) {
+		suspend_again();
+		return;
+	}
 	world.disturbed_ns = virtual_now_ns + between_ns(0, 4 * NSEC_PER_SEC);
 	if (!comes_from_outside(fault) || world.odds[fault] == 0)
 		return;
@@ -223,6 +267,8 @@ static void draw_odds(void)
 		[FAULT_SAVER_HANG] = 30,
 		[FAULT_SPAWN] = 1,
 		[FAULT_PREPARER] = 4,
+		[FAULT_STORAGE] = 600,
+		[FAULT_MIRROR_HANG] = 3,
 	};
 
 	for (int i = 0; i < FAULT_COUNT; i++)
@@ -230,15 +276,22 @@ static void draw_odds(void)
 			world.odds[i] = most[i] > 0 ? 1 + (uint32_t)below(most[i]) : 1;
 }
 
-static void add_set(const char *key, uint64_t value)
+static void add_text(const char *key, const char *value)
 {
 	struct config_source *source = &world.options.source;
 	uint32_t i = source->set_count++;
 
 	CHECK(i < SETS_MAX);
-	snprintf(world.set_texts[i], sizeof(world.set_texts[i]), "%s=%llu", key,
-		(unsigned long long)value);
+	snprintf(world.set_texts[i], sizeof(world.set_texts[i]), "%s=%s", key, value);
 	source->sets[i] = world.set_texts[i];
+}
+
+static void add_set(const char *key, uint64_t value)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)value);
+	add_text(key, text);
 }
 
 static void draw_config(uint64_t steps_total)
@@ -254,13 +307,29 @@ static void draw_config(uint64_t steps_total)
 	add_set("nonfinite_limit", 2 + below(4));
 	add_set("memory_growth", 32);
 	add_set("power_pause_max", 20 + below(300));
-	add_set("scrub_interval", one_in(2) ? 0 : 10 + below(100));
+	world.scrubs = one_in(2);
+	add_set("scrub_interval", world.scrubs ? 10 + below(100) : 0);
 	add_set("threads", 2);
 	if (one_in(2)) {
 		world.slots = 1 + (uint32_t)below(3);
 		add_set("slots", world.slots);
 	}
+	world.has_mirror = one_in(3);
+	if (world.has_mirror)
+		add_text("mirror", "/mirror");
 	snprintf(world.options.worker_path, sizeof(world.options.worker_path), "/worker");
+}
+
+/* Whatever is asked for, two verified ones stay. keep_last 0: less than the configuration allows.
+ */
+static void draw_retention(void)
+{
+	world.retention = (struct retention_policy){.keep_last = one_in(3) ? 0 : 2,
+		.keep_every = one_in(4) ? 20 : 0,
+		.keep_bytes = one_in(3) ? (1 + below(6)) * FILE_BYTES : 0,
+		.keep_tail = one_in(4),
+		.abandoned_last = 4,
+		.corrupt_last = 2};
 }
 
 void draw_history(uint64_t seed)
@@ -276,9 +345,11 @@ void draw_history(uint64_t seed)
 	world.save_ns = between_ns(
 		50 * NSEC_PER_MSEC, one_in(4) ? 20 * NSEC_PER_SEC : NSEC_PER_SEC);
 	world.boot_ns = between_ns(100 * NSEC_PER_MSEC, 1500 * NSEC_PER_MSEC);
-	world.bad_data_step = one_in(5) ? below(steps_total) : STEP_NEVER;
+	world.bad_image_first = below(steps_total * BATCH_SIZE);
+	world.bad_image_count = one_in(5) ? 1 + below(one_in(3) ? 8 * BATCH_SIZE : BATCH_SIZE) : 0;
 	world.bad_engine_step = one_in(8) ? below(steps_total) : STEP_NEVER;
 	world.nan_step = world.odds[FAULT_NONFINITE] ? below(steps_total) : STEP_NEVER - 1000;
+	draw_retention();
 	world.poison_one_in = one_in(4) ? 20 + below(300) : 0;
 	world.poison_lag = below(40);
 	world.poison_wanders = one_in(2);

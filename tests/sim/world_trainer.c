@@ -6,10 +6,12 @@
 
 #include <inttypes.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MOVES_PER_STEP 2
 #define LEAK_BYTES ((uint64_t)6 << 20)
+#define LEARN_MARGIN_STEPS 64 /* that the watchdog has not seen yet */
 
 static void set_phase(enum phase phase)
 {
@@ -108,6 +110,7 @@ static void become_ready(struct worker *worker, const char *from)
 	bool safe = worker->safe_engine || recorded_safe();
 
 	record->branch = world.line.current;
+	record->images_seen = truth_of(record)->images;
 	record->sequence++;
 	worker->begun_step = record->step;
 	check_start(worker);
@@ -138,6 +141,10 @@ static void boot(struct worker *worker)
 		worker_fail(worker, LINK_EXIT_CONFIG, "this cannot be trained: ask somebody");
 		return;
 	}
+	if ((disk_fails() && one_in(2)) || strikes(FAULT_STORAGE)) {
+		worker_fail(worker, LINK_EXIT_STORAGE, "the cache: input/output error");
+		return;
+	}
 	if (strikes(FAULT_BOOT)) {
 		worker_exit(worker, 1, one_in(2) ? SIGSEGV : 0);
 		return;
@@ -162,16 +169,51 @@ static void boot(struct worker *worker)
 
 /* -- what kills a step -- */
 
-static bool window_skipped(uint64_t first, uint64_t last)
+static const struct line_branch *parent_of(const struct line_branch *branch)
+{
+	return branch->parent ? line_find(&world.line, branch->parent) : NULL;
+}
+
+static bool is_same(const struct intervention *a, const struct intervention *b)
+{
+	return a->kind == b->kind && a->step == b->step && strcmp(a->value, b->value) == 0;
+}
+
+/* A branch carries what its parent asked for: that is done once. */
+static bool done_below(const struct line_branch *above, const struct intervention *intervention)
 {
 	const struct line_branch *branch = line_find(&world.line, world.line.current);
 
-	for (uint32_t i = 0; i < branch->intervention_count; i++)
-		if (branch->interventions[i].kind == INTERVENTION_SKIP_WINDOW &&
-			branch->interventions[i].step >= first &&
-			branch->interventions[i].step <= last)
-			return true;
+	for (; branch != above; branch = parent_of(branch))
+		for (uint32_t i = 0; i < branch->intervention_count; i++)
+			if (is_same(&branch->interventions[i], intervention))
+				return true;
 	return false;
+}
+
+/* Images that the branches of the line jump over at these steps. */
+static uint64_t images_skipped(uint64_t first, uint64_t last)
+{
+	const struct line_branch *branch = line_find(&world.line, world.line.current);
+	uint64_t images = 0;
+
+	for (; branch; branch = parent_of(branch))
+		for (uint32_t i = 0; i < branch->intervention_count; i++) {
+			const struct intervention *skip = &branch->interventions[i];
+
+			if (skip->kind == INTERVENTION_SKIP_WINDOW && skip->step >= first &&
+				skip->step <= last && !done_below(branch, skip))
+				images += strtoull(skip->value, NULL, 10);
+		}
+	return images;
+}
+
+static bool data_is_bad(struct worker *worker)
+{
+	uint64_t images = truth_of(&worker->record)->images;
+
+	return images < world.bad_image_first + world.bad_image_count &&
+		images + (uint64_t)world.sup->config.batch_size > world.bad_image_first;
 }
 
 static bool fatal_here(struct worker *worker)
@@ -179,7 +221,8 @@ static bool fatal_here(struct worker *worker)
 	uint64_t step = worker->record.step, at = truth_of(&worker->record)->poisoned_at;
 	uint64_t wander = world.poison_wanders ? below(4) : 0;
 
-	if (step == world.bad_data_step && !window_skipped(step, step))
+	world.died_of_data = world.bad_image_count > 0 && data_is_bad(worker);
+	if (world.died_of_data)
 		return true;
 	if (step == world.bad_engine_step && worker->bad_engine_kills)
 		return true;
@@ -197,6 +240,8 @@ static bool struck(struct worker *worker)
 		worker_fail(worker, LINK_EXIT_FAILED, "an error");
 	} else if (strikes(FAULT_KILL)) {
 		worker_exit(worker, 0, SIGKILL);
+	} else if (strikes(FAULT_STORAGE)) {
+		worker_fail(worker, LINK_EXIT_STORAGE, "a preview: no space left on device");
 	} else if (strikes(FAULT_BABBLE)) {
 		worker_send(worker, one_in(2) ? "babble" : "{\"a\":1,\"b\":2}");
 		MUST(worker->stage == STAGE_DYING, "a trainer that babbles lives on");
@@ -210,12 +255,23 @@ static bool struck(struct worker *worker)
 	return true;
 }
 
-/* Shorter than half of the deadline: not to be taken for a hang. */
-static nsec_t stall_ns(void)
+/* Not to be taken for a hang, also when the machine sleeps meanwhile: shorter than half of the
+ * deadline; or all but as long, where nothing can be learned before it is over. */
+static nsec_t stall_ns(nsec_t gap_ns)
 {
-	nsec_t deadline_ns = watchdog_deadline_ns(&world.sup->watchdog);
+	const struct watchdog *watchdog = &world.sup->watchdog;
+	nsec_t deadline_ns = watchdog_deadline_ns(watchdog);
 
-	return strikes(FAULT_STALL) ? between_ns(1, deadline_ns / 2 - TICK_NS) : 0;
+	if (!strikes(FAULT_STALL))
+		return 0;
+	if (watchdog->steps_learned + LEARN_MARGIN_STEPS >= WATCHDOG_LEARN_STEPS) {
+		if (watchdog->steps_learned < WATCHDOG_LEARN_STEPS)
+			deadline_ns = WATCHDOG_FLOOR_NS;
+		return between_ns(1, deadline_ns / 2 - TICK_NS);
+	}
+	deadline_ns -= between_ns(0, TICK_NS / 4);
+	sleep_within(deadline_ns);
+	return deadline_ns - gap_ns;
 }
 
 /* -- a step -- */
@@ -243,6 +299,8 @@ static void begin_step(struct worker *worker)
 			worker_exit(worker, LINK_EXIT_DONE, 0);
 		return;
 	}
+	truth_of(&worker->record)->images += images_skipped(
+		worker->record.step, worker->record.step);
 	worker->slow = strikes(FAULT_SLOW);
 	worker->step_begun_ns = virtual_now_ns;
 	worker->moves_left = MOVES_PER_STEP;
@@ -266,7 +324,8 @@ static void compute(struct worker *worker)
 	nsec_t gap_ns = between_ns(world.step_ns * 7 / 10, world.step_ns * 13 / 10) /
 		MOVES_PER_STEP;
 
-	worker->next_ns = virtual_now_ns + (worker->slow ? 2 * gap_ns : gap_ns) + stall_ns();
+	gap_ns = worker->slow ? 2 * gap_ns : gap_ns;
+	worker->next_ns = virtual_now_ns + gap_ns + stall_ns(gap_ns);
 }
 
 static bool in_place(const struct worker *worker)
@@ -312,7 +371,7 @@ static void note_nonfinite(struct worker *worker)
 	struct state_record *record = &worker->record;
 	uint64_t limit = (uint64_t)world.sup->config.nonfinite_limit;
 	bool bad = record->step >= world.nan_step && record->step < world.nan_step + limit &&
-		!window_skipped(world.nan_step, world.nan_step + limit);
+		images_skipped(world.nan_step, world.nan_step + limit) == 0;
 
 	record->skipped_in_row = bad ? record->skipped_in_row + 1 : 0;
 	record->skipped_count += bad;
@@ -324,6 +383,8 @@ static void commit(struct worker *worker)
 	struct truth *truth = truth_of(record);
 
 	note_nonfinite(worker);
+	truth->images += (uint64_t)world.sup->config.batch_size;
+	record->images_seen = truth->images;
 	record->step++;
 	record->sequence++;
 	if (truth->poisoned_at == STEP_NEVER && !calm() && one_in(world.poison_one_in))

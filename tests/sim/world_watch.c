@@ -10,10 +10,12 @@
 
 #define SILENCE_NS (LADDER_DELAY_MAX_NS + 300 * NSEC_PER_SEC) /* of something that is tried */
 #define FOUND_LATE_NS (3 * NSEC_PER_SEC)
+#define STALL_NS (2 * NSEC_PER_SEC) /* within one step, that is not to be broken */
 #define GROWN_NS (12 * NSEC_PER_SEC)
 #define RESTING_NS (2 * NSEC_PER_SEC)
 #define SLACK_NS (4 * NSEC_PER_SEC)
-#define HOPELESS 60 /* deaths without any sound state */
+#define BEHIND_NS (4000 * NSEC_PER_SEC) /* the last hang of a mirror, and a retry */
+#define HOPELESS 60                     /* deaths without any sound state */
 
 struct fsm_step __wrap_fsm_next(enum fsm_state state, enum fsm_event event);
 struct fsm_step __real_fsm_next(enum fsm_state state, enum fsm_event event);
@@ -36,8 +38,10 @@ struct fsm_step __wrap_fsm_next(enum fsm_state state, enum fsm_event event)
 
 static void check_rungs(const struct death *death, const struct restart_decision *decision)
 {
+	bool waits = death->kind == DEATH_STORAGE || death->kind == DEATH_TRANSIENT;
 	bool jumps = death->kind == DEATH_NONFINITE || death->kind == DEATH_MEMORY_CORRUPT;
 
+	MUST(!decision->counted || !waits, "a disk that fails climbs the ladder");
 	if (!decision->counted) {
 		MUST(decision->rung == world.rung_before, "a death that does not count climbs");
 		return;
@@ -47,6 +51,81 @@ static void check_rungs(const struct death *death, const struct restart_decision
 			rung, world.rung_before, decision->rung);
 }
 
+/* A new supervisor goes on in the climb where the old one was. */
+static void check_climb(const struct ladder *ladder)
+{
+	if (!world.climb.known || ladder->furthest_step > world.climb.furthest_step)
+		return;
+	MUST(ladder->rung == world.climb.rung && ladder->counted == world.climb.counted,
+		"a climb is forgotten: %u deaths on rung %u are now %u on rung %u",
+		world.climb.counted, world.climb.rung, ladder->counted, ladder->rung);
+}
+
+void watch_climb_lost(void)
+{
+	world.climb.known = false;
+	world.data_deaths = 0;
+	world.round = (struct round){0};
+}
+
+static void note_climb(const struct ladder *ladder)
+{
+	world.climb.known = true;
+	world.climb.rung = ladder->rung;
+	world.climb.counted = ladder->counted;
+	world.climb.furthest_step = ladder->furthest_step;
+}
+
+/* So many steps were blamed in this climb; beyond the last one it holds the last one's place. */
+static uint32_t blamed_steps(uint64_t step)
+{
+	struct round *round = &world.round;
+
+	for (uint32_t i = 0; i < round->blamed_count; i++)
+		if (round->blamed[i] == step)
+			return round->blamed_count;
+	if (round->blamed_count < LADDER_FATAL_MAX)
+		round->blamed_count++;
+	round->blamed[round->blamed_count - 1] = step;
+	return round->blamed_count;
+}
+
+/* Without progress a branch begins for a checkpoint not tried yet, or to skip more data: for each
+ * step that is blamed through all that there are, and no more. */
+static void check_branches(const struct death *death, const struct restart_supply *supply,
+	const struct restart_decision *decision)
+{
+	struct round *round = &world.round;
+
+	if (decision->skip_window == 0)
+		return;
+	uint32_t blamed = blamed_steps(death->step);
+
+	if (decision->skip_window != round->window) {
+		round->forks = 0;
+		round->most = 0;
+	}
+	if (supply->count > round->most)
+		round->most = supply->count;
+	round->window = decision->skip_window;
+	round->forks++;
+	MUST(decision->rung < LADDER_RUNG_MAX || round->forks <= (round->most + 4) * blamed,
+		"%u branches that skip no more than the first of them, with %u checkpoints",
+		round->forks, round->most);
+}
+
+/* Twice as much each time: what kills is behind in a few tries for each image of it. */
+static void check_data(const struct death *death, const struct restart_decision *decision)
+{
+	uint64_t batches = world.bad_image_count / (BATCH_SIZE / 2) + 2;
+
+	if (!world.died_of_data || death->kind != DEATH_OWN)
+		return;
+	world.data_deaths++;
+	MUST(world.data_deaths <= 12 * batches + 100, "bad data killed %u times, on rung %u",
+		world.data_deaths, decision->rung);
+}
+
 static void check_source(const struct death *death, const struct restart_supply *supply,
 	const struct restart_decision *decision)
 {
@@ -54,6 +133,8 @@ static void check_source(const struct death *death, const struct restart_supply 
 
 	MUST(decision->delay_ns >= 0 && decision->delay_ns <= LADDER_DELAY_MAX_NS,
 		"a wait of %" PRId64 " ns", decision->delay_ns);
+	MUST(death->kind != DEATH_STORAGE || decision->delay_ns > NSEC_PER_SEC,
+		"a disk that fails is tried again after %" PRId64 " ns", decision->delay_ns);
 	MUST(decision->from != RESTART_MEMORY || (supply->memory && !corrupt),
 		"from a memory that is not to be used");
 	MUST(decision->from != RESTART_FORK_START || supply->scratch, "step 0 is not allowed");
@@ -85,7 +166,8 @@ static bool can_be_survived(void)
 
 	for (uint32_t i = 0; i < FILES_MAX; i++) {
 		const struct file *file = &world.files[i];
-		bool reached = file->used &&
+		/* One without a row waits for whoever reads it: a scrub. */
+		bool reached = file->used && (file->row == CHECKPOINT_VERIFIED || world.scrubs) &&
 			(line_holds(file) ||
 				line_is_suspect(&world.line, file->branch, file->step));
 
@@ -119,8 +201,11 @@ struct restart_decision __wrap_ladder_decide(
 {
 	struct restart_decision decision;
 
+	check_climb(ladder);
 	world.rung_before = ladder->rung;
 	if (ladder->counted == 0) {
+		world.data_deaths = 0;
+		world.round = (struct round){0};
 		world.fewest_in_climb = supply->count;
 		world.left_in_climb = false;
 	}
@@ -132,6 +217,9 @@ struct restart_decision __wrap_ladder_decide(
 	check_rungs(death, &decision);
 	check_source(death, supply, &decision);
 	check_poison(ladder, supply, &decision);
+	check_branches(death, supply, &decision);
+	check_data(death, &decision);
+	note_climb(ladder);
 	count_decision(death, &decision);
 	world.forks_allowed += restart_forks(decision.from);
 	world.leave_memory = world.leave_memory || decision.from != RESTART_MEMORY;
@@ -186,7 +274,8 @@ static void check_growth(void)
 
 	if (!trainer || world.sup->state != FSM_TRAINING || trainer->stage == STAGE_HUNG ||
 		trainer->private_bytes <= TRAINER_BYTES + 2 * limit ||
-		trainer->steps <= 2 * GROWTH_SETTLE_STEPS) {
+		trainer->steps <= 2 * GROWTH_SETTLE_STEPS ||
+		trainer->next_ns - virtual_now_ns > STALL_NS) {
 		world.grown_since_ns = virtual_now_ns;
 		return;
 	}
@@ -249,6 +338,8 @@ static void check_stop(void)
 		for (uint32_t i = 0; i < WORKERS_MAX; i++) {
 			const struct worker *worker = &world.workers[i];
 
+			if (worker->role == ROLE_MIRROR)
+				continue;
 			if (worker->alive && worker->next_ns != VIRTUAL_NEVER)
 				world.term_allowed_ns += worker->next_ns - virtual_now_ns;
 			else if (worker->alive && worker->role == ROLE_SAVE)
@@ -263,6 +354,22 @@ static void check_stop(void)
 		"it does not end within %" PRId64 " s", allowed_ns / NSEC_PER_SEC);
 }
 
+bool mirror_is_good(void)
+{
+	const struct file *newest = newest_told();
+
+	return !world.has_mirror || !newest || newest->mirrored;
+}
+
+/* Whatever the mirror did, it has the newest in the end, as soon as there is quiet. */
+static void check_mirror(void)
+{
+	if (mirror_is_good() || !calm() || !sup_is_quiet(world.sup) ||
+		virtual_now_ns < world.no_mirror_until_ns)
+		world.behind_since_ns = virtual_now_ns;
+	MUST(virtual_now_ns - world.behind_since_ns < BEHIND_NS, "the mirror stays behind");
+}
+
 void watch_event(void)
 {
 	struct supervisor *sup = world.sup;
@@ -274,6 +381,7 @@ void watch_event(void)
 	check_newest();
 	check_finished();
 	check_stop();
+	check_mirror();
 	people_check();
 	if (sup->state == FSM_RENEWING && world.state_before != FSM_RENEWING)
 		world.counts->renewals++;
@@ -286,6 +394,7 @@ void watch_sleep(nsec_t asleep_ns)
 	world.resting_since_ns += asleep_ns;
 	world.ended_ns += asleep_ns;
 	world.grown_since_ns += asleep_ns;
+	world.behind_since_ns += asleep_ns;
 	if (world.term_ns > 0)
 		world.term_ns += asleep_ns;
 }

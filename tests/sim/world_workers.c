@@ -74,6 +74,16 @@ static enum role role_of(const char *name)
 	PANIC("a role that there is not");
 }
 
+/* A mirror that SIGKILL does not reach may be left behind; nobody else. */
+static bool is_doubled(enum role role)
+{
+	for (uint32_t i = 0; i < WORKERS_MAX; i++)
+		if (world.workers[i].alive && world.workers[i].role == role &&
+			!(role == ROLE_MIRROR && world.workers[i].orphan))
+			return true;
+	return false;
+}
+
 int host_spawned(uv_process_t *process, const uv_process_options_t *options)
 {
 	enum role role = role_of(options->args[1]);
@@ -82,7 +92,7 @@ int host_spawned(uv_process_t *process, const uv_process_options_t *options)
 	world.tried_ns = virtual_now_ns;
 	if (virtual_now_ns < world.no_spawn_until_ns)
 		return UV_EAGAIN;
-	MUST(!find_worker(role), "two processes %s", role_names[role]);
+	MUST(!is_doubled(role), "two processes %s", role_names[role]);
 	if (role == ROLE_TRAIN)
 		MUST(!find_worker(ROLE_PREPARE), "a trainer beside the preparer");
 	for (uint32_t i = 0; i < WORKERS_MAX && !worker; i++)
@@ -161,12 +171,16 @@ static void begin_dying(struct worker *worker, int number)
 	worker->stage = STAGE_DYING;
 	worker->term_signal = number;
 	worker->next_ns = virtual_now_ns + between_ns(NSEC_PER_MSEC, most_ns);
+	/* In the hands of a disk that does not answer. */
+	if (worker->role == ROLE_MIRROR && worker->hung_since_ns > 0)
+		worker->next_ns += between_ns(0, 2000 * NSEC_PER_SEC);
 	if (!strikes(FAULT_STUCK))
 		return;
 	nsec_t stuck_ns = between_ns(5 * NSEC_PER_SEC, 40 * NSEC_PER_SEC);
 
 	worker->next_ns += stuck_ns;
-	world.term_allowed_ns += stuck_ns;
+	if (worker->role != ROLE_MIRROR)
+		world.term_allowed_ns += stuck_ns;
 }
 
 void host_signalled(uv_process_t *process, int number)
@@ -186,8 +200,23 @@ void host_signalled(uv_process_t *process, int number)
 		begin_dying(worker, number);
 }
 
+static void leave_behind(const uv_process_t *process)
+{
+	struct worker *worker = find_process(process);
+
+	if (!worker)
+		return;
+	MUST(worker->role == ROLE_MIRROR && world.sup->state == FSM_ENDED,
+		"a process %s is left behind", role_names[worker->role]);
+	worker->orphan = true;
+	worker->process = NULL;
+	worker->link = worker->err = NULL;
+}
+
 void host_closed(const uv_handle_t *handle)
 {
+	if (handle->type == UV_PROCESS)
+		leave_behind((const uv_process_t *)handle);
 	if (handle->type != UV_NAMED_PIPE)
 		return;
 	for (uint32_t i = 0; i < CLIENTS_MAX; i++)
@@ -224,6 +253,14 @@ void workers_sleep(nsec_t asleep_ns)
 	}
 }
 
+/* The row of another save could not be written. */
+static void adopt_rowless(void)
+{
+	for (uint32_t i = 0; i < FILES_MAX; i++)
+		if (world.files[i].used && world.files[i].row == CHECKPOINT_MISSING)
+			world.files[i].row = CHECKPOINT_FOUND;
+}
+
 /* -- the preparer -- */
 
 static void prepare_advance(struct worker *worker)
@@ -236,6 +273,10 @@ static void prepare_advance(struct worker *worker)
 		worker_fail(worker, LINK_EXIT_CONFIG, "the pictures are gone: ask somebody");
 		return;
 	}
+	if (disk_fails() && one_in(2)) {
+		worker_fail(worker, LINK_EXIT_STORAGE, "the cache: input/output error");
+		return;
+	}
 	if (strikes(FAULT_PREPARER)) {
 		worker->next_ns = VIRTUAL_NEVER;
 		if (one_in(3)) {
@@ -246,9 +287,7 @@ static void prepare_advance(struct worker *worker)
 		}
 		return;
 	}
-	for (uint32_t i = 0; i < FILES_MAX; i++)
-		if (world.files[i].used && world.files[i].row == CHECKPOINT_MISSING)
-			world.files[i].row = CHECKPOINT_FOUND;
+	adopt_rowless();
 	worker_send(worker,
 		"{\"prepared\":{\"section_bytes\":1048576,\"param_count\":1,\"model_digest\":"
 		"\"%s\",\"images\":100,\"classes\":0,\"data_text\":\"cars\",\"catalog\":\"ok\"}}",
@@ -319,8 +358,10 @@ static void saver_finish(struct worker *worker)
 	struct file *file = publish(
 		worker, catalogued ? CHECKPOINT_VERIFIED : CHECKPOINT_MISSING, &already);
 
-	if (catalogued)
+	if (catalogued) {
+		adopt_rowless();
 		retain();
+	}
 	file->told = true;
 	checkpoint_id_format(record->step, record->branch, id);
 	worker_send(worker,
@@ -355,7 +396,10 @@ static void saver_advance(struct worker *worker)
 	} else if (world.memory.flipped && !worker->pin_dropped) {
 		worker_fail(worker, LINK_EXIT_MEMORY_CORRUPT, "a sum does not match");
 	} else if (disk_full()) {
+		retain(); /* to make room */
 		worker_fail(worker, LINK_EXIT_STORAGE, "no space left on device");
+	} else if (disk_fails()) {
+		worker_fail(worker, LINK_EXIT_STORAGE, "input/output error");
 	} else if (strikes(FAULT_SAVER)) {
 		saver_die(worker);
 	} else {
@@ -367,11 +411,15 @@ static void saver_advance(struct worker *worker)
 
 static void read_files(struct worker *worker)
 {
+	if (disk_fails()) {
+		worker_fail(worker, LINK_EXIT_STORAGE, "input/output error");
+		return;
+	}
 	for (uint32_t i = 0; i < FILES_MAX && worker->stage != STAGE_DYING; i++) {
 		struct file *file = &world.files[i];
 		char id[CHECKPOINT_ID_SIZE];
 
-		if (!file->used || file->row == CHECKPOINT_MISSING)
+		if (!file->used)
 			continue;
 		checkpoint_id_format(file->step, file->branch, id);
 		if (worker->id[0] && strcmp(id, worker->id) != 0)
@@ -387,6 +435,33 @@ static void read_files(struct worker *worker)
 		worker_exit(worker, worker->stop_asked ? LINK_EXIT_FAILED : 0, 0);
 }
 
+/* The mirror: it takes all that is good, when it is there. */
+static void mirror_files(struct worker *worker)
+{
+	const struct file *newest = newest_good();
+	char id[CHECKPOINT_ID_SIZE] = "";
+
+	if (virtual_now_ns < world.no_mirror_until_ns) {
+		worker_fail(worker, LINK_EXIT_TRANSIENT, "/mirror: no such file or directory");
+		return;
+	}
+	if (strikes(FAULT_MIRROR_HANG)) {
+		worker->stage = STAGE_HUNG;
+		worker->hung_since_ns = virtual_now_ns;
+		worker->next_ns = VIRTUAL_NEVER;
+		return;
+	}
+	for (uint32_t i = 0; i < FILES_MAX; i++)
+		world.files[i].mirrored = world.files[i].mirrored ||
+			(world.files[i].row == CHECKPOINT_VERIFIED && !world.files[i].rotten);
+	if (newest)
+		checkpoint_id_format(newest->step, newest->branch, id);
+	world.counts->mirrorings++;
+	worker_send(worker, "{\"mirrored\":{\"behind\":0,\"newest\":\"%s\"}}", id);
+	if (worker->stage != STAGE_DYING)
+		worker_exit(worker, 0, 0);
+}
+
 static void work(struct worker *worker)
 {
 	switch (worker->role) {
@@ -399,6 +474,9 @@ static void work(struct worker *worker)
 	case ROLE_VERIFY:
 	case ROLE_SCRUB:
 		read_files(worker);
+		return;
+	case ROLE_MIRROR:
+		mirror_files(worker);
 		return;
 	case ROLE_SAMPLE:
 		worker_send(worker, "{\"sampled\":{\"path\":\"p\",\"id\":\"\",\"step\":1}}");
