@@ -1,6 +1,7 @@
 /* See store/fsck.h. The folder is gone over once, reading everything; a repair is followed by a
- * second time, which reads headers only and believes the verdicts of the first about data: what is
- * found then is what is left. */
+ * second time, which reads no data and believes the verdicts: what is found then is what is left.
+ * Verdicts that are not about bytes (a second name, an I/O error) do not outlive the repair: they
+ * are asked for anew in its middle, so that the next look finds what this one has told. */
 #include "store/fsck.h"
 
 #include "base/sys.h"
@@ -20,7 +21,8 @@
 struct verdict {
 	char name[SCAN_NAME_MAX];
 	int rc;
-	bool has_root;
+	bool read;     /* its header at least */
+	bool has_root; /* the last time */
 	struct digest root;
 	char text[ERROR_TEXT_MAX];
 };
@@ -156,25 +158,23 @@ static struct verdict *find_verdict(struct fsck *fsck, const char *name)
 	return NULL;
 }
 
-static void read_file(struct fsck *fsck, const char *name, struct verdict *ret)
+static void read_file(struct fsck *fsck, struct verdict *verdict)
 {
 	struct checkpoint_info info;
 	struct error err = {{0}};
 	int fd;
 
-	memset(ret, 0, sizeof(*ret));
-	snprintf(ret->name, sizeof(ret->name), "%s", name);
-	ret->rc = scrub_check_file(fsck->folder.fd, name,
+	verdict->rc = scrub_check_file(fsck->folder.fd, verdict->name,
 		fsck->run_error == 0 ? fsck->run.id : NULL, fsck->options->threads, NULL, &info,
 		&fd, &err);
-	memcpy(ret->text, err.text, sizeof(ret->text));
-	ret->has_root = fd >= 0;
+	memcpy(verdict->text, err.text, sizeof(verdict->text));
+	verdict->has_root = fd >= 0;
 	if (fd < 0)
 		return;
-	ret->root = info.root;
+	verdict->root = info.root;
 	sys_close(fd);
 	checkpoint_info_fini(&info);
-	fsck->summary->read_count++;
+	verdict->read = true;
 }
 
 static void check_good(
@@ -232,7 +232,9 @@ static void check_files(struct fsck *fsck)
 
 		if (verdict == NULL) {
 			verdict = &fsck->verdicts[fsck->verdict_count++];
-			read_file(fsck, file->name, verdict);
+			memset(verdict, 0, sizeof(*verdict));
+			memcpy(verdict->name, file->name, sizeof(verdict->name));
+			read_file(fsck, verdict);
 		}
 		/* Without a catalog all would be told of each file once more. */
 		if (fsck->catalog_error < 0 && verdict->rc == 0)
@@ -347,6 +349,13 @@ static int remake_run(struct fsck *fsck)
 	return rc;
 }
 
+static void ask_again(struct fsck *fsck)
+{
+	for (uint32_t i = 0; i < fsck->verdict_count; i++)
+		if (fsck->verdicts[i].rc != 0 && fsck->verdicts[i].rc != -EBADMSG)
+			read_file(fsck, &fsck->verdicts[i]);
+}
+
 /* After recovery_prepare every file has a row, and what it could see in a header is there. */
 static int write_down(struct fsck *fsck, struct error *err)
 {
@@ -360,7 +369,8 @@ static int write_down(struct fsck *fsck, struct error *err)
 
 		snprintf(id, sizeof(id), "%.*s",
 			(int)(strlen(verdict->name) - strlen(CHECKPOINT_SUFFIX)), verdict->name);
-		if (!verdict->has_root || catalog_get(catalog, id, &row, NULL) < 0 ||
+		if (!verdict->has_root || recovery_is_ours(verdict->rc) ||
+			catalog_get(catalog, id, &row, NULL) < 0 ||
 			row.state == CHECKPOINT_DELETED || !digest_equal(&row.root, &verdict->root))
 			continue;
 		rc = catalog_set_state(catalog, id,
@@ -371,17 +381,27 @@ static int write_down(struct fsck *fsck, struct error *err)
 	return rc;
 }
 
-/* What cannot be done is found again. */
-static void repair(struct fsck *fsck)
+static int start_once(struct fsck *fsck, struct error *err)
 {
 	struct recovery_summary summary;
+
+	return recovery_prepare(fsck->run_dir, fsck->run_fd, &fsck->run, NULL, NULL, &summary, err);
+}
+
+/* Twice a start's work: what the first removes (a partial or an old log that is a second name of a
+ * checkpoint, files on a full disk) may have been in the way of its own rows. What cannot be done
+ * is found again. */
+static void repair(struct fsck *fsck)
+{
 	struct error err;
 
 	if (fsck->run_error == -ENOENT || fsck->run_error == -EBADMSG)
 		fsck->run_error = remake_run(fsck);
-	if (fsck->run_error == 0 &&
-		recovery_prepare(
-			fsck->run_dir, fsck->run_fd, &fsck->run, NULL, NULL, &summary, &err) == 0)
+	if (fsck->run_error < 0)
+		return;
+	start_once(fsck, &err);
+	ask_again(fsck);
+	if (start_once(fsck, &err) == 0)
 		write_down(fsck, &err);
 }
 
@@ -406,6 +426,8 @@ int fsck_run(const char *run_dir, int run_fd, const struct fsck_options *options
 		ret->left = ret->found;
 	}
 	forget(&fsck);
+	for (uint32_t i = 0; i < fsck.verdict_count; i++)
+		ret->read_count += fsck.verdicts[i].read;
 	free(fsck.verdicts);
 	return rc;
 }

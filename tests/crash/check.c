@@ -3,6 +3,7 @@
 
 #include "base/panic.h"
 #include "base/seal.h"
+#include "store/fsck.h"
 #include "store/recovery.h"
 
 #include <dirent.h>
@@ -462,6 +463,54 @@ int checker_start(struct checker *checker, char text[VIOLATION_MAX])
 	close(run_fd);
 	snprintf(text, VIOLATION_MAX, "%.300s", rc < 0 ? err.text : "");
 	return rc;
+}
+
+/* -- fsck -- */
+
+struct told {
+	uint32_t left;
+	char last[VIOLATION_MAX / 2];
+};
+
+/* A branch whose file, or whose first checkpoint, is another's is a person's to decide. */
+static void note_left(void *context, enum fsck_kind kind, const char *text)
+{
+	struct told *told = context;
+
+	if (kind != FSCK_LEFT || strstr(text, "branch-") != NULL)
+		return;
+	told->left++;
+	snprintf(told->last, sizeof(told->last), "%.150s", text);
+}
+
+static void note_found(void *context, enum fsck_kind kind, const char *text)
+{
+	note_left(context, kind == FSCK_FOUND ? FSCK_LEFT : FSCK_NOTE, text);
+}
+
+void checker_repair(
+	struct checker *checker, const struct model_state *state, char violation[VIOLATION_MAX])
+{
+	struct told first = {0}, again = {0};
+	struct fsck_options options = {
+		.repair = true, .threads = 1, .report = note_left, .context = &first};
+	struct fsck_summary summary;
+	struct error err = {{0}};
+	int run_fd, rc;
+
+	violation[0] = '\0';
+	checker_lay(checker, state);
+	run_fd = open(checker->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	rc = fsck_run(checker->dir, run_fd, &options, &summary, &err);
+	options = (struct fsck_options){.threads = 1, .report = note_found, .context = &again};
+	if (rc == 0)
+		rc = fsck_run(checker->dir, run_fd, &options, &summary, &err);
+	if (rc < 0)
+		snprintf(violation, VIOLATION_MAX, "fsck: %.200s", err.text);
+	else if (first.left + again.left > 0)
+		snprintf(violation, VIOLATION_MAX, "a repair leaves %u, and then %u are found (%s)",
+			first.left, again.left, first.left > 0 ? first.last : again.last);
+	close(run_fd);
 }
 
 static struct outcome *find_outcome(const struct checker *checker, uint64_t hash)

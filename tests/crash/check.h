@@ -77,6 +77,10 @@ const struct outcome *checker_look(
 	struct checker *checker, const struct model_state *state, bool *ret_new);
 /* Writes a state to checker->dir. */
 void checker_lay(struct checker *checker, const struct model_state *state);
+/* fsck with a repair, and one that only looks: "" when nothing is left that a
+ * person need not decide, and nothing found. */
+void checker_repair(
+	struct checker *checker, const struct model_state *state, char violation[VIOLATION_MAX]);
 /* A start: prepare and load. -errno and text. */
 int checker_start(struct checker *checker, char text[VIOLATION_MAX]);
 /* "" when all that was promised is there. */

@@ -241,6 +241,18 @@ static void explore_recovery(struct exploration *x, const struct model_state *st
 	x->violations += inner.violations;
 }
 
+/* Without a daemon: whatever was promised, one repair is enough. */
+static void try_repair(struct exploration *x, const struct model *model,
+	const struct model_state *state, const struct mutation *mutation, uint32_t k)
+{
+	char violation[VIOLATION_MAX];
+
+	x->repaired++;
+	checker_repair(x->checker, state, violation);
+	if (violation[0] != '\0')
+		say(x, model, mutation, k, violation);
+}
+
 static bool is_chosen(const struct exploration *x, const struct model *model, uint32_t k)
 {
 	return (x->only_point == UINT32_MAX || x->only_point == model->point) &&
@@ -263,6 +275,8 @@ static void try_state(struct exploration *x, struct model *model, const struct m
 		checker_hold(x->checker, outcome, promise, violation);
 		if (violation[0] != '\0')
 			say(x, model, mutation, k, violation);
+		if (is_new && x->effort->repaired != 0 && x->unique % x->effort->repaired == 0)
+			try_repair(x, model, &state, mutation, k);
 		if (is_new && x->effort->nested != 0 && x->unique % x->effort->nested == 0)
 			explore_recovery(x, &state, promise, model->point, k);
 	}

@@ -16,6 +16,7 @@ struct effort {
 	uint32_t tears;      /* of each write */
 	uint32_t mixed;      /* samples of everything at once */
 	uint32_t nested;     /* crashes during recovery: of every so manieth new state; 0 none */
+	uint32_t repaired;   /* fsck with a repair: the same */
 };
 
 struct exploration {
@@ -27,7 +28,7 @@ struct exploration {
 	bool stop_at_first;
 	uint32_t only_point, only_k; /* UINT32_MAX: all */
 	/* Results. */
-	uint64_t states, unique, nested_unique, violations;
+	uint64_t states, unique, nested_unique, repaired, violations;
 	uint32_t points, capped;       /* points where samples were taken */
 	char first[2 * VIOLATION_MAX]; /* violation, with what repeats it */
 };

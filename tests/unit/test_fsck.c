@@ -10,6 +10,7 @@
 
 #define TEN "step-000000010-b0001"
 #define TWENTY "step-000000020-b0001"
+#define READS_TRIED 24
 
 struct told {
 	char found[4096], notes[4096], left[4096];
@@ -165,6 +166,31 @@ static void flip_header(struct fixture *fx)
 	fixture_flip(fx->fd, TWENTY CHECKPOINT_SUFFIX, 300);
 }
 
+/* As a crash can leave it where a file system keeps no journal. */
+static void name_twice(struct fixture *fx, int folder_fd, const char *name)
+{
+	assert_int_equal(linkat(fx->fd, TWENTY CHECKPOINT_SUFFIX, folder_fd, name, 0), 0);
+}
+
+static void name_twice_as_partial(struct fixture *fx)
+{
+	name_twice(fx, fx->fd, ".step-000000020-b0001.partial-7");
+}
+
+static void name_twice_and_flip(struct fixture *fx)
+{
+	name_twice_as_partial(fx);
+	flip_data(fx);
+}
+
+/* The log goes only when the new catalog gets its name. */
+static void name_twice_as_old_log(struct fixture *fx)
+{
+	flip_data(fx);
+	lose_catalog(fx);
+	name_twice(fx, fx->run_fd, "catalog.sqlite-wal");
+}
+
 static void lose_run(struct fixture *fx)
 {
 	assert_int_equal(unlinkat(fx->run_fd, "run.json", 0), 0);
@@ -240,6 +266,12 @@ static const struct {
 		0, false},
 	{"a flipped bit of the header", flip_header,
 		TWENTY CHECKPOINT_SUFFIX ": corrupt, and the catalog calls it verified", 0, false},
+	{"a checkpoint that is also a partial", name_twice_as_partial,
+		TWENTY CHECKPOINT_SUFFIX ": refused, and the catalog calls it verified", 0, false},
+	{"a corrupt one that is also a partial", name_twice_and_flip,
+		TWENTY CHECKPOINT_SUFFIX ": refused, and the catalog calls it verified", 0, false},
+	{"a corrupt one that is also the log of a lost catalog", name_twice_as_old_log,
+		TWENTY CHECKPOINT_SUFFIX ": refused, and the catalog has no row of it", 0, false},
 	{"no run.json", lose_run, "run.json is missing", 0, false},
 	{"a broken run.json", break_run, "run.json is broken", 0, false},
 	{"a broken branch file", break_branch, "branch-0002.json is broken", 1, false},
@@ -359,6 +391,37 @@ static void what_cannot_be_read_is_left(void **state)
 	assert_int_equal(summary.found, 0);
 }
 
+/* An error that lasts for all tries of one reading, and no longer: wherever it comes, the repair
+ * reads again, and the next look finds no trace of it. */
+static void what_could_not_be_read_for_a_while_leaves_nothing(void **state)
+{
+	struct fixture *fx = *state;
+	uint32_t seen = 0;
+
+	for (int n = 1; n <= READS_TRIED; n++) {
+		struct fsck_summary summary;
+		struct told told;
+		char plan[96];
+
+		snprintf(plan, sizeof(plan), "pread:%d:EIO,pread:%d:EIO,pread:%d:EIO", n, n + 1,
+			n + 2);
+		assert_int_equal(sys_fault_plan(plan), 0);
+		summary = fsck(fx, true, &told);
+		sys_fault_plan(NULL);
+		if (strstr(told.found, ": unreadable: ") == NULL)
+			continue;
+		seen++;
+		if (summary.left != 0)
+			fail_msg("%s: left: %s", plan, told.left);
+		summary = fsck(fx, false, &told);
+		if (summary.found != 0)
+			fail_msg("%s: found again: %s", plan, told.found);
+		assert_int_equal(fixture_row_state(fx, 1, 10), CHECKPOINT_VERIFIED);
+		assert_int_equal(fixture_row_state(fx, 1, 20), CHECKPOINT_VERIFIED);
+	}
+	assert_true(seen >= 2);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -369,6 +432,8 @@ int main(void)
 			p10_what_was_refused_for_its_signer_stays_so, make, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			what_cannot_be_read_is_left, make, fixture_teardown),
+		cmocka_unit_test_setup_teardown(
+			what_could_not_be_read_for_a_while_leaves_nothing, make, fixture_teardown),
 	};
 
 	/* Many folders: where there is memory for them, no disk need suffer. */
