@@ -30,6 +30,8 @@
 #define WAIT_NS (300 * NSEC_PER_SEC)
 #define POLL_US 100000
 #define WORK_US 5000
+#define IDLE_NS NSEC_PER_SEC
+#define IDLE_FACTOR 10 /* more time for its work than that, and it has none to do */
 #define SOCKET "/run/ckptd/vm/ckptd.sock"
 #define OUTPUT_MAX ((size_t)4 << 20)
 #define IMAGE CKPTD_BUILD "/tests/vm/image"
@@ -275,7 +277,7 @@ void vm_cut(struct vm *vm)
 
 void vm_work(struct vm *vm, nsec_t used)
 {
-	nsec_t deadline = clock_monotonic_ns() + WAIT_NS, begun = -1, now;
+	nsec_t deadline = clock_monotonic_ns() + IDLE_NS + IDLE_FACTOR * used, begun = -1, now;
 	struct timespec time;
 	clockid_t clock;
 

@@ -36,7 +36,7 @@ void vm_boot(struct vm *vm);
 /* The power comes on, and nothing is waited for. */
 void vm_power_on(struct vm *vm);
 /* Until the machine's processors worked for so long: however busy this one is, the guest is then
- * about where it always is. */
+ * about where it always is. A guest that is idle is not waited for. */
 void vm_work(struct vm *vm, nsec_t used);
 /* The power goes. */
 void vm_cut(struct vm *vm);
