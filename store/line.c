@@ -234,7 +234,9 @@ static int write_branch(int fd, const struct line_branch *branch, struct error *
 	return 0;
 }
 
-/* The branch that owns a step: a state before a branch's own fork is its parent's. */
+/* The branch of a line that owns a step: a state before a branch's own fork is its parent's, unless
+ * the branch had to begin lower, because nothing else could be read. Then only a file's name says
+ * so, and whoever forks from it names the branch. */
 static uint32_t owner_of(const struct line *line, uint32_t branch, uint64_t step)
 {
 	const struct line_branch *at = line_find(line, branch);
@@ -253,10 +255,9 @@ int line_fork(int checkpoints_fd, struct line *line, struct line_branch *branch,
 		return error_set(err, -ENOSPC, "no more than %d branches fit into one run",
 			LINE_BRANCHES_MAX);
 	if (branch->parent == 0)
-		branch->parent = line->current;
+		branch->parent = owner_of(line, line->current, branch->fork_step);
 	if (line_find(line, branch->parent) == NULL)
 		return error_set(err, -EINVAL, "there is no branch %u", branch->parent);
-	branch->parent = owner_of(line, branch->parent, branch->fork_step);
 	branch->branch = line->highest + 1;
 	clock_format_utc(clock_wall_ns(), branch->created);
 	rc = write_branch(checkpoints_fd, branch, err);

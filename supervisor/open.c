@@ -257,19 +257,29 @@ void start_frame_send(struct supervisor *sup, struct child *child, json_t *more)
 
 /* -- surveys -- */
 
+/* Without the catalog: what was the newest still is, unless it is off the line. */
+static void take_line(struct supervisor *sup, struct survey *survey)
+{
+	struct newest *newest = &sup->newest;
+
+	sup->survey.known = true;
+	sup->survey.line = survey->line;
+	newest->known = newest->known && line_contains(&survey->line, newest->branch, newest->step);
+	*survey = (struct survey){0};
+}
+
 void survey_take(struct supervisor *sup, struct survey *survey)
 {
 	CHECK(survey->known && survey->line.count > 0);
 	CHECK(survey->count <= RESTART_STEPS_MAX);
-	line_fini(&sup->survey.line);
-	if (survey->catalog) {
-		sup->survey = *survey;
-	} else {
-		sup->survey.known = true;
-		sup->survey.line = survey->line;
-	}
-	*survey = (struct survey){0};
 	sup->revision++;
+	line_fini(&sup->survey.line);
+	if (!survey->catalog) {
+		take_line(sup, survey);
+		return;
+	}
+	sup->survey = *survey;
+	*survey = (struct survey){0};
 	sup->newest.known = sup->survey.has_newest;
 	if (!sup->survey.has_newest)
 		return;

@@ -42,18 +42,23 @@ static uint32_t random_word(void)
 
 static void supply_fill(const struct supervisor *sup, struct restart_supply *ret)
 {
+	const struct newest *newest = &sup->newest;
+	const struct survey *survey = &sup->survey;
 	struct state_record record;
+	/* The newest may have no row yet: then only a trainer that looks finds it. */
+	bool unread = survey->unread ||
+		(newest->known && (survey->count == 0 || survey->steps[0] < newest->step));
 
 	*ret = (struct restart_supply){.memory = memory_newest(sup, &record) == 0,
-		.count = sup->survey.count,
-		.left_behind = sup->survey.left_behind,
-		.unread = sup->survey.unread,
-		.scratch = !sup->run.ever_verified && !sup->survey.unread,
+		.count = survey->count,
+		.left_behind = survey->left_behind,
+		.unread = unread,
+		.scratch = !sup->run.ever_verified && !unread,
 		.safe_already = strcmp(sup->shown.engine, "openblas") == 0 &&
 			sup->trainer_threads == 1,
 		.random = random_word()};
 	CHECK(ret->count <= RESTART_STEPS_MAX);
-	memcpy(ret->steps, sup->survey.steps, sizeof(ret->steps));
+	memcpy(ret->steps, survey->steps, sizeof(ret->steps));
 }
 
 static void tell_decision(struct supervisor *sup, const struct restart_decision *decision)

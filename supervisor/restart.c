@@ -302,10 +302,12 @@ static void decide_counted(struct ladder *ladder, const struct death *death,
 }
 
 /* Every checkpoint on the line is known to be bad: better one under suspicion than none. */
-static bool only_left_behind(const struct death *death, const struct restart_supply *supply)
+static bool only_left_behind(
+	const struct ladder *ladder, const struct death *death, const struct restart_supply *supply)
 {
-	return death->kind == DEATH_TRANSIENT && supply->left_behind && !supply->memory &&
-		supply->count == 0 && !supply->unread && !supply->scratch;
+	return death->kind == DEATH_TRANSIENT && ladder->rounds < LADDER_ROUNDS_MAX &&
+		supply->left_behind && !supply->memory && supply->count == 0 && !supply->unread &&
+		!supply->scratch;
 }
 
 struct restart_decision ladder_decide(
@@ -324,9 +326,10 @@ struct restart_decision ladder_decide(
 	}
 	if (counted) {
 		decide_counted(ladder, death, supply, &decision);
-	} else if (only_left_behind(death, supply)) {
+	} else if (only_left_behind(ladder, death, supply)) {
 		decision.from = RESTART_FORK_LEFT;
 		ladder->older_taken = 0;
+		ladder->rounds++;
 	} else {
 		decision.from = supply->memory ? RESTART_MEMORY : RESTART_NEWEST;
 	}

@@ -78,7 +78,7 @@ struct ladder {
 	uint64_t fork_step;   /* rung 2 and up went back to it; the next one is older still */
 	uint32_t safe_engine; /* rung 4 and up: forced at each start */
 	uint32_t older_taken; /* rung 2 has left a newest one behind in this climb */
-	uint32_t rounds;      /* of rung 5, begun again since progress */
+	uint32_t rounds;      /* begun again since progress, or from what was left behind */
 	uint32_t all_tried;   /* the last one is over */
 	uint64_t check;       /* ladder_seal */
 };

@@ -487,7 +487,8 @@ static bool is_due(const struct supervisor *sup, nsec_t now_ns)
 		return false;
 	if (!saver->wanted && saver->failures == 0 && !by_time && !by_steps && !memory_is_all(sup))
 		return false;
-	return state_to_save(sup, &record) == 0 && record.step > 0 && !is_saved(sup, &record);
+	return state_to_save(sup, &record) == 0 && (record.step > 0 || memory_is_all(sup)) &&
+		!is_saved(sup, &record);
 }
 
 static void watch_saver(struct supervisor *sup, nsec_t now_ns)

@@ -235,6 +235,8 @@ static bool live_once(void)
 	world.rung_before = 0;
 	world.tried_ns = world.idle_since_ns = world.resting_since_ns = virtual_now_ns;
 	world.behind_since_ns = virtual_now_ns;
+	for (uint32_t i = 0; i < FILES_MAX; i++)
+		world.files[i].told = false;
 	if (!world.memory.exists)
 		watch_climb_lost();
 	world.state_before = FSM_STARTING;

@@ -356,9 +356,17 @@ static void check_stop(void)
 
 bool mirror_is_good(void)
 {
-	const struct file *newest = newest_told();
+	const struct file *newest = NULL;
 
-	return !world.has_mirror || !newest || newest->mirrored;
+	for (uint32_t i = 0; i < FILES_MAX; i++) {
+		const struct file *file = &world.files[i];
+
+		if (file->used && file->told && file->row == CHECKPOINT_VERIFIED &&
+			line_holds(file) && (!newest || file->step > newest->step))
+			newest = file;
+	}
+	/* What rots unseen on the disk cannot be brought any more. */
+	return !world.has_mirror || !newest || newest->mirrored || newest->rotten;
 }
 
 /* Whatever the mirror did, it has the newest in the end, as soon as there is quiet. */

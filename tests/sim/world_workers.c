@@ -362,7 +362,7 @@ static void saver_finish(struct worker *worker)
 		adopt_rowless();
 		retain();
 	}
-	file->told = true;
+	file->told = world.ever_verified = true;
 	checkpoint_id_format(record->step, record->branch, id);
 	worker_send(worker,
 		"{\"saved\":{\"id\":\"%s\",\"step\":%" PRIu64

@@ -80,6 +80,25 @@ static void p1_grandparents_count_to_the_lowest_fork(void **state)
 	line_fini(&line);
 }
 
+/* What it forked from was rotten, and it went on from an older one: its own states lie below its
+ * fork. A fork from one of them is a fork from that one. */
+static void p1_a_fork_from_below_a_branchs_own_fork_keeps_what_it_names(void **state)
+{
+	struct fixture *fx = *state;
+	struct line line = load(fx);
+	struct line_branch below = {.parent = 2, .fork_step = 60};
+
+	assert_int_equal(fork_at(fx, &line, 100, false), 2);
+	PASS(line_fork(fx->fd, &line, &below, &fx->err));
+	assert_int_equal(below.branch, 3);
+	assert_int_equal(below.parent, 2);
+	expect(fx, &line, 2, 60, true);
+	expect(fx, &line, 2, 61, false);
+	expect(fx, &line, 1, 60, true);
+	expect(fx, &line, 1, 61, false);
+	line_fini(&line);
+}
+
 static void only_what_the_ladder_left_is_suspect(void **state)
 {
 	struct fixture *fx = *state;
@@ -207,6 +226,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(first_branch_needs_no_file),
 		TEST(p1_grandparents_count_to_the_lowest_fork),
+		TEST(p1_a_fork_from_below_a_branchs_own_fork_keeps_what_it_names),
 		TEST(only_what_the_ladder_left_is_suspect),
 		TEST(all_of_a_branch_is_kept),
 		TEST(p8_broken_branch_file_is_named),

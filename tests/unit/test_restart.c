@@ -457,6 +457,11 @@ static void p5_what_was_left_behind_is_better_than_nothing(void **unused)
 	assert_int_equal(decision.from, RESTART_FORK_LEFT);
 	assert_false(decision.counted);
 	assert_true(decision.delay_ns > 0);
+	/* Where that is no use, it is not a branch each time. */
+	for (int i = 0; i < LADDER_ROUNDS_MAX; i++)
+		decision = ladder_decide(&ladder, &death, &left);
+	assert_int_equal(decision.from, RESTART_NEWEST);
+	assert_true(decision.delay_ns == LADDER_DELAY_MAX_NS);
 }
 
 static void the_ladder_keeps_its_seal(void **unused)
