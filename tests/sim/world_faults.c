@@ -116,7 +116,7 @@ void sleep_within(nsec_t time_ns)
 	if (calm() || world.odds[FAULT_SUSPEND] == 0)
 		return;
 	note(FAULT_SUSPEND);
-	world.suspends_left = 3 + (uint32_t)below(4);
+	world.suspends_left = 4 + (uint32_t)below(4);
 	world.suspended_every_ns = time_ns / (world.suspends_left + 1);
 	plan_suspend();
 }
@@ -253,7 +253,7 @@ static void draw_odds(void)
 		[FAULT_EXIT] = 900,
 		[FAULT_KILL] = 900,
 		[FAULT_HANG] = 1500,
-		[FAULT_STALL] = 400,
+		[FAULT_STALL] = 200,
 		[FAULT_SLOW] = 60,
 		[FAULT_CORRUPT] = 900,
 		[FAULT_BABBLE] = 1500,

@@ -256,7 +256,8 @@ static bool struck(struct worker *worker)
 }
 
 /* Not to be taken for a hang, also when the machine sleeps meanwhile: shorter than half of the
- * deadline; or all but as long, where nothing can be learned before it is over. */
+ * deadline; or all but as long, where nothing can be learned before it is over: but for one tick,
+ * which counts whole when a reload begins to watch anew within it. */
 static nsec_t stall_ns(nsec_t gap_ns)
 {
 	const struct watchdog *watchdog = &world.sup->watchdog;
@@ -269,7 +270,7 @@ static nsec_t stall_ns(nsec_t gap_ns)
 			deadline_ns = WATCHDOG_FLOOR_NS;
 		return between_ns(1, deadline_ns / 2 - TICK_NS);
 	}
-	deadline_ns -= between_ns(0, TICK_NS / 4);
+	deadline_ns -= between_ns(TICK_NS, TICK_NS * 5 / 4);
 	sleep_within(deadline_ns);
 	return deadline_ns - gap_ns;
 }
