@@ -473,6 +473,37 @@ static void p1_what_is_kept_outlives_retention_and_the_daemon(void **state)
 	assert_true(sim_told(fx, "keep"));
 }
 
+/* A look into a catalog that cannot be read takes nothing back. */
+static void p11_the_newest_stays_while_the_catalog_cannot_be_read(void **state)
+{
+	struct fixture *fx = *state;
+	nsec_t until = clock_monotonic_ns() + PATIENCE;
+	char path[192], away[192], first[64], second[64];
+
+	snprintf(path, sizeof(path), "%s/catalog.sqlite", fx->dir);
+	snprintf(away, sizeof(away), "%s/catalog.away", fx->dir);
+	sim_set(fx, "interval=0");
+	sim_start(fx);
+	sim_await_only(fx, "training", 3, 0);
+	sim_save(fx, first);
+	assert_int_equal(rename(path, away), 0);
+	assert_int_equal(mkdir(path, 0700), 0);
+	sim_await_only(fx, "training", sim_number_of(fx, "step") + 1, 0);
+	sim_save(fx, second);
+	assert_string_not_equal(first, second);
+	json_decref(sim_call(fx, "Scrub", json_pack("{s:b}", "wait", 1)));
+	while (!sim_told(fx, "catalog") && clock_monotonic_ns() < until)
+		usleep(20000);
+	assert_true(sim_told(fx, "catalog"));
+	json_t *now = sim_status(fx);
+
+	assert_string_equal(
+		json_get_text(json_object_get(now, "newest_verified"), "id", ""), second);
+	json_decref(now);
+	assert_int_equal(rmdir(path), 0);
+	assert_int_equal(rename(away, path), 0);
+}
+
 static void power_fail_saves_and_power_ok_goes_on(void **state)
 {
 	struct fixture *fx = *state;
@@ -510,6 +541,7 @@ int main(int argc, char **argv)
 		SIM_TEST(what_failed_before_it_was_prepared_can_be_paused_and_resumed),
 		SIM_TEST(p1_a_rollback_begins_a_branch_before_it_is_answered),
 		SIM_TEST(p1_what_is_kept_outlives_retention_and_the_daemon),
+		SIM_TEST(p11_the_newest_stays_while_the_catalog_cannot_be_read),
 		SIM_TEST(power_fail_saves_and_power_ok_goes_on),
 	};
 

@@ -372,8 +372,8 @@ bool mirror_is_good(void)
 /* Whatever the mirror did, it has the newest in the end, as soon as there is quiet. */
 static void check_mirror(void)
 {
-	if (mirror_is_good() || !calm() || !sup_is_quiet(world.sup) ||
-		virtual_now_ns < world.no_mirror_until_ns)
+	if (!world.has_mirror || !calm() || !sup_is_quiet(world.sup) ||
+		virtual_now_ns < world.no_mirror_until_ns || mirror_is_good())
 		world.behind_since_ns = virtual_now_ns;
 	MUST(virtual_now_ns - world.behind_since_ns < BEHIND_NS, "the mirror stays behind");
 }
