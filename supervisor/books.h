@@ -145,7 +145,7 @@ struct fork_job {
 		FORK_ID,     /* this one, wherever it lies */
 		FORK_NEWEST, /* on the line */
 		FORK_BEFORE_NEWEST,
-		FORK_LEFT_BEHIND, /* the newest verified suspect one */
+		FORK_LEFT_BEHIND, /* the newest verified suspect one before this step, or of all */
 		FORK_START,       /* step 0; but the newest on the line when there is one */
 	} which;
 	uint64_t step;

@@ -172,7 +172,8 @@ static const struct catalog_row *find_row(const struct view *view, const struct 
 				return row;
 			break;
 		case FORK_LEFT_BEHIND:
-			if (!on_line && line_is_suspect(&view->line, row->branch, row->step))
+			if (!on_line && (fork->step == 0 || row->step < fork->step) &&
+				line_is_suspect(&view->line, row->branch, row->step))
 				return row;
 			break;
 		}
@@ -225,6 +226,10 @@ static int begin_branch(
 	struct books *books, struct view *view, struct fork_job *fork, struct error *err)
 {
 	const struct catalog_row *row;
+
+	/* All were returned to: from the newest again. */
+	if (fork->which == FORK_LEFT_BEHIND && !find_row(view, fork))
+		fork->step = 0;
 	int r = find_beginning(view, fork, &row, err);
 
 	if (r < 0)

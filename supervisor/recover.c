@@ -148,6 +148,10 @@ static void on_ladder_forked(struct ledger_job *job)
 	if (code == 0) {
 		survey_take(sup, &fork->survey);
 		storage_note(sup, true, "");
+		if (fork->which == FORK_LEFT_BEHIND) {
+			sup->ladder.left_step = fork->branch.fork_step;
+			memory_keep_ladder(sup);
+		}
 		if (sup->decision.from == RESTART_FORK_START && fork->branch.fork_step > 0)
 			sup->decision.from = RESTART_FORK_NEWEST;
 		sup_event(sup, "warning", "branch", "branch %u begins at %s: %s",
@@ -187,7 +191,7 @@ static void ladder_fork(struct supervisor *sup)
 		: decision->from != RESTART_FORK_START    ? FORK_STEP
 		: sup->run.ever_verified                  ? FORK_NEWEST
 							  : FORK_START;
-	fork->step = decision->step;
+	fork->step = fork->which == FORK_LEFT_BEHIND ? sup->ladder.left_step : decision->step;
 	fork->suspect = decision->from == RESTART_FORK_OLDER;
 	fork->carry = true;
 	if (decision->skip_window > 0)

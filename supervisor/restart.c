@@ -31,6 +31,7 @@ void ladder_progress(struct ladder *ladder, uint64_t step, uint64_t interval_ste
 	ladder->free_in_row = 0;
 	ladder->fruitless = 0;
 	ladder->older_taken = ladder->all_tried = ladder->rounds = 0;
+	ladder->left_step = 0;
 	if (step - ladder->climb_step < interval_steps)
 		return;
 	ladder_init(ladder);
@@ -387,7 +388,7 @@ const char *restart_from_text(enum restart_from from)
 	case RESTART_FORK_OLDER:
 		return "from the verified checkpoint before the newest, on a new branch";
 	case RESTART_FORK_LEFT:
-		return "from the newest checkpoint left behind, on a new branch";
+		return "from a checkpoint left behind, on a new branch";
 	case RESTART_FORK_START:
 		return "from step 0, on a new branch";
 	}

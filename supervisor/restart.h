@@ -19,7 +19,8 @@
  * Branches are rows and files for ever, so rung 5 makes one only for what was not tried yet: it
  * goes through the older checkpoints once, returns to the newest, and stays on that branch. It goes
  * through them again when more data are due to be skipped: twice as many each time, so a death that
- * nothing cures comes to the end of it, and is then tried at the slowest pace without a trace.
+ * nothing cures comes to the end of it, and is then tried at the slowest pace without a trace. Each
+ * of these rounds ends with an older one of those left behind, then with the newest again.
  *
  * When every checkpoint on the line turns out to be bad, the newest one that was left behind is
  * better than none.
@@ -80,6 +81,7 @@ struct ladder {
 	uint32_t older_taken; /* rung 2 has left a newest one behind in this climb */
 	uint32_t rounds;      /* begun again since progress, or from what was left behind */
 	uint32_t all_tried;   /* the last one is over */
+	uint64_t left_step;   /* was returned to last of what was left behind; 0: nothing yet */
 	uint64_t check;       /* ladder_seal */
 };
 
@@ -110,7 +112,7 @@ enum restart_from {
 	RESTART_NEWEST,      /* the newest verified checkpoint (or step 0), no new branch */
 	RESTART_FORK_NEWEST, /* the same, on a new branch */
 	RESTART_FORK_OLDER,  /* the verified one before it, on a new branch */
-	RESTART_FORK_LEFT,   /* the newest that the ladder left behind, on a new branch */
+	RESTART_FORK_LEFT,   /* the next older that the ladder left behind, on a new branch */
 	RESTART_FORK_START,  /* step 0, on a new branch: there is no checkpoint yet */
 };
 
