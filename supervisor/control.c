@@ -220,6 +220,7 @@ void call_error(struct call *call, const char *error, const char *fmt, ...)
 	va_start(arguments, fmt);
 	vsnprintf(text, sizeof(text), fmt, arguments);
 	va_end(arguments);
+	text_flatten(text);
 	snprintf(name, sizeof(name), "%s.%s", PROTO_INTERFACE, error);
 	json_t *frame = json_pack(
 		"{s:s, s:{s:o}}", "error", name, "parameters", "text", text_json(text));
@@ -245,7 +246,7 @@ void call_stream(struct call *call, uint64_t interval_ms)
 		call_reply(call, NULL);
 		return;
 	}
-	CHECK(client->call == call && !client->streaming);
+	CHECK(client->call == call && !client->streaming && !call->oneway);
 	client->streaming = true;
 	client->interval_ms = interval_ms;
 	client->revision = 0;

@@ -97,7 +97,7 @@ static void method_status(struct supervisor *sup, struct call *call)
 
 	if (!take_int(call, "interval_ms", 1000, STREAM_MS_MIN, STREAM_MS_MAX, &interval_ms))
 		return;
-	if (call->more)
+	if (call->more && !call->oneway)
 		call_stream(call, (uint64_t)interval_ms);
 	else
 		call_reply(call, fresh_status(sup));
