@@ -23,7 +23,9 @@
  *                                (verify, scrub: soon, with LINK_EXIT_FAILED)
  *   {"reload": {"config": {...}}}  take changed schedule and free keys between two steps
  *
- * Worker to supervisor:
+ * Worker to supervisor, which believes none of it: texts are cut and become one line without
+ * control characters, counts are 0 to 2^53. What is no message, a second `prepared`, `ready` or
+ * `saved`, and a `saved` of another state than the pinned one are the worker's end.
  *   {"hello": {"role", "pid", "version", "fingerprint", "fingerprint_text"}}       once
  *   {"prepared": {"section_bytes", "param_count", "model_digest", "data_digest", "data_text",
  *                 "images", "classes", "branch", "catalog": "ok"|"created"|"rebuilt"|"migrated",

@@ -143,7 +143,7 @@ static bool row_read(struct progress *progress, uint64_t index, struct metric *r
 		return false;
 	memcpy(ret, copy, sizeof(*ret));
 	return (ret->kind == METRIC_TRAIN || ret->kind == METRIC_HOLDOUT) &&
-		ret->step <= INT64_MAX && ret->skipped <= 1;
+		ret->step <= PROGRESS_STEP_MAX && ret->skipped <= 1;
 }
 
 uint32_t progress_drain(struct progress *progress, uint64_t *cursor, struct metric *rows,

@@ -16,6 +16,7 @@
 #define PROGRESS_VERSION 2
 #define PROGRESS_RING 4096
 #define PROGRESS_TEXT_MAX 128
+#define PROGRESS_STEP_MAX (UINT64_C(1) << 53) /* a row beyond it is not believed */
 
 enum phase {
 	PHASE_NONE,    /* no trainer yet */

@@ -109,7 +109,8 @@ bool state_record_valid(const struct state_record *record)
 	if (record->check != record_check(record))
 		return false;
 	if (record->slot >= STATE_SLOTS_MAX || record->branch < 1 || record->branch > BRANCH_MAX ||
-		record->update_count > record->step ||
+		record->step > STATE_COUNT_MAX || record->update_count > record->step ||
+		record->images_seen > STATE_COUNT_MAX || record->skipped_count > STATE_COUNT_MAX ||
 		record->intervention_count > STATE_INTERVENTIONS_MAX)
 		return false;
 	for (uint32_t i = 0; i < record->intervention_count; i++) {

@@ -37,6 +37,7 @@
 #define STATE_LADDER_BYTES 1024
 #define STATE_INTERVENTIONS_MAX 48
 #define STATE_RUN_ID_SIZE 16
+#define STATE_COUNT_MAX (UINT64_C(1) << 53) /* of steps, updates, images */
 
 enum intervention_kind {
 	INTERVENTION_CONFIG = 1,      /* value: "key=value" of a schedule key */
@@ -120,6 +121,8 @@ struct state {
  * SIGBUS later), writes the header, seals the size. Returns the descriptor (close-on-exec). */
 int state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run_id,
 	const struct digest *model_digest, struct error *err);
+/* Whether state_create may be asked for these. */
+bool state_sizes_valid(uint64_t section_bytes, uint32_t slot_count);
 /* Bytes that state_create would take. */
 uint64_t state_total_bytes(uint64_t section_bytes, uint32_t slot_count);
 

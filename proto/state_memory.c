@@ -38,7 +38,7 @@ static uint64_t slots_offset(uint64_t section_bytes, uint32_t slot_count)
 	return (end + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
 }
 
-static bool sizes_valid(uint64_t section_bytes, uint32_t slot_count)
+bool state_sizes_valid(uint64_t section_bytes, uint32_t slot_count)
 {
 	return slot_count >= 1 && slot_count <= STATE_SLOTS_MAX && section_bytes > 0 &&
 		section_bytes <= SECTION_BYTES_MAX && section_bytes % SECTION_ALIGN == 0;
@@ -46,7 +46,7 @@ static bool sizes_valid(uint64_t section_bytes, uint32_t slot_count)
 
 uint64_t state_total_bytes(uint64_t section_bytes, uint32_t slot_count)
 {
-	CHECK(sizes_valid(section_bytes, slot_count));
+	CHECK(state_sizes_valid(section_bytes, slot_count));
 	return slots_offset(section_bytes, slot_count) + slot_count * section_bytes * SECTION_COUNT;
 }
 
@@ -69,7 +69,7 @@ int state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run
 		.block_bytes = section_bytes * SECTION_COUNT,
 		.model_digest = *model_digest};
 
-	CHECK(sizes_valid(section_bytes, slot_count));
+	CHECK(state_sizes_valid(section_bytes, slot_count));
 	header.total_bytes = state_total_bytes(section_bytes, slot_count);
 	memcpy(header.run_id, run_id, sizeof(header.run_id));
 	header.check = header_check(&header);
@@ -97,7 +97,7 @@ static int header_read(int fd, struct state_header *ret, struct error *err)
 			ret->layout_version, STATE_LAYOUT_VERSION);
 	if (ret->check != header_check(ret))
 		return error_set(err, -EBADMSG, "state memory: the header's sum does not match");
-	if (!sizes_valid(ret->section_bytes, ret->slot_count) ||
+	if (!state_sizes_valid(ret->section_bytes, ret->slot_count) ||
 		ret->block_bytes != ret->section_bytes * SECTION_COUNT ||
 		ret->total_bytes != state_total_bytes(ret->section_bytes, ret->slot_count) ||
 		ret->total_bytes != (uint64_t)st.st_size)

@@ -189,12 +189,14 @@ static void on_err(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer)
 
 /* -- the link -- */
 
-static void protocol_error(struct child *child, const char *text)
+void child_refuse(struct child *child, const char *text)
 {
-	if (child->protocol_broken)
+	if (child->protocol_broken || child->state == CHILD_CLOSING)
 		return;
+	CHECK(child_alive(child));
 	child->protocol_broken = true;
 	snprintf(child->last_words, sizeof(child->last_words), "%s", text);
+	text_flatten(child->last_words);
 	uv_read_stop((uv_stream_t *)&child->link);
 	child->link_over = true;
 	child_kill(child, SIGKILL);
@@ -219,12 +221,11 @@ static void take_frame(struct child *child, json_t *frame)
 	json_t *body = entry ? json_object_iter_value(entry) : NULL;
 
 	if (json_object_size(frame) != 1 || !json_is_object(body)) {
-		protocol_error(child, "a frame on the link is not one message");
+		child_refuse(child, "a frame on the link is not one message");
 		return;
 	}
 	if (strcmp(json_object_iter_key(entry), "failed") == 0)
-		snprintf(child->last_words, sizeof(child->last_words), "%s",
-			json_get_text(body, "text", ""));
+		text_take(child->last_words, sizeof(child->last_words), body, "text");
 	child->handlers->message(child, json_object_iter_key(entry), body);
 }
 
@@ -242,7 +243,7 @@ static void on_link(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer)
 		return;
 	}
 	if (size == UV_ENOBUFS) {
-		protocol_error(child, "a frame on the link is over the limit");
+		child_refuse(child, "a frame on the link is over the limit");
 		return;
 	}
 	frame_reader_filled(&child->reader, (size_t)size);
@@ -253,7 +254,7 @@ static void on_link(uv_stream_t *stream, ssize_t size, const uv_buf_t *buffer)
 			return;
 	}
 	if (code < 0)
-		protocol_error(child, error.text);
+		child_refuse(child, error.text);
 }
 
 static void on_sent(uv_write_t *write, int status)

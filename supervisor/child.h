@@ -73,6 +73,9 @@ bool child_alive(const struct child *child);
 /* Sends one frame; takes the reference. Lost when it is ending. */
 void child_send(struct child *child, json_t *frame);
 void child_kill(struct child *child, int signal_number);
+/* What it said cannot be: nothing more is read of it, and it is killed. text says why, in its
+ * obituary. */
+void child_refuse(struct child *child, const char *text);
 /* Why it ended, in one line: its own last words, else what its end says. */
 void child_reason(const struct child *child, char *text, size_t size);
 /* For one that SIGKILL does not end, when nobody can wait: `ended` comes, as if it had. */

@@ -13,6 +13,7 @@
 #define MIRROR_NICE 10
 #define RETRY_NS (5 * NSEC_PER_SEC)
 #define RETRY_MAX_NS (600 * NSEC_PER_SEC)
+#define SECONDS_MAX UINT64_C(2592000)
 #define LIMIT_NS (900 * NSEC_PER_SEC) /* and a second for each MiB that may have to come */
 
 static bool is_wanted(const struct supervisor *sup)
@@ -54,9 +55,10 @@ static void on_message(struct child *child, const char *name, json_t *body)
 	if (strcmp(name, "event") == 0) {
 		worker_event(sup, body);
 	} else if (strcmp(name, "mirrored") == 0) {
-		mirror->behind = (uint32_t)json_get_int(body, "behind", 0);
-		snprintf(mirror->newest, sizeof(mirror->newest), "%s",
-			json_get_text(body, "newest", ""));
+		uint64_t behind = count_take(body, "behind");
+
+		mirror->behind = behind <= INT32_MAX ? (uint32_t)behind : INT32_MAX;
+		text_take(mirror->newest, sizeof(mirror->newest), body, "newest");
 	}
 	sup->revision++;
 }
@@ -130,9 +132,9 @@ static void watch(struct supervisor *sup, nsec_t now_ns)
 {
 	struct mirrorer *mirror = &sup->mirror;
 	uint64_t count = (uint64_t)sup->config.keep_last + (uint64_t)sup->config.mirror_keep_last;
+	uint64_t seconds = sup->prepared.section_bytes * SECTION_COUNT / (1 << 20) * count;
 	nsec_t limit_ns = LIMIT_NS +
-		(nsec_t)(sup->prepared.section_bytes * SECTION_COUNT / (1 << 20) * count) *
-			NSEC_PER_SEC;
+		(nsec_t)(seconds < SECONDS_MAX ? seconds : SECONDS_MAX) * NSEC_PER_SEC;
 
 	if (now_ns - mirror->child.begun_ns < limit_ns || mirror->child.hang)
 		return;

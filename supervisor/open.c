@@ -351,20 +351,20 @@ static void take_prepared(struct supervisor *sup, const json_t *body)
 	struct prepared *prepared = &sup->prepared;
 	const char *digest = json_get_text(body, "model_digest", "");
 
+	if (prepared->known) {
+		child_refuse(&sup->preparer, "it says twice that it has prepared the run");
+		return;
+	}
 	*prepared = (struct prepared){0};
-	prepared->section_bytes = (uint64_t)json_get_int(body, "section_bytes", 0);
-	prepared->param_count = (uint64_t)json_get_int(body, "param_count", 0);
-	prepared->images = (uint64_t)json_get_int(body, "images", 0);
-	prepared->classes = (uint64_t)json_get_int(body, "classes", 0);
-	snprintf(prepared->data_text, sizeof(prepared->data_text), "%s",
-		json_get_text(body, "data_text", ""));
-	snprintf(prepared->signer, sizeof(prepared->signer), "%s",
-		json_get_text(body, "signer", ""));
-	if (prepared->section_bytes == 0 || prepared->section_bytes > (UINT64_C(1) << 46) ||
-		prepared->section_bytes % SECTION_ALIGN != 0 ||
+	prepared->section_bytes = count_take(body, "section_bytes");
+	prepared->param_count = count_take(body, "param_count");
+	prepared->images = count_take(body, "images");
+	prepared->classes = count_take(body, "classes");
+	text_take(prepared->data_text, sizeof(prepared->data_text), body, "data_text");
+	text_take(prepared->signer, sizeof(prepared->signer), body, "signer");
+	if (!state_sizes_valid(prepared->section_bytes, 1) ||
 		digest_from_hex(digest, strlen(digest), &prepared->model_digest) < 0) {
-		sup->preparer.protocol_broken = true;
-		child_kill(&sup->preparer, SIGKILL);
+		child_refuse(&sup->preparer, "it has prepared a state that there cannot be");
 		return;
 	}
 	prepared->known = true;

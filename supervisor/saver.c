@@ -19,6 +19,7 @@
 #define SAVER_NICE 10
 #define RETRY_NS (5 * NSEC_PER_SEC)
 #define RETRY_MAX_NS (300 * NSEC_PER_SEC)
+#define MS_MAX 1e12
 #define COST_SMOOTHING 0.3
 #define COST_SECONDS_MAX 3600.0
 #define LIMIT_HANGS 2 /* times hang_timeout, and a second for each 4 MiB */
@@ -280,16 +281,24 @@ static void learn_cost(struct supervisor *sup, double cpu_ms, double stall_ms)
 	sup->revision++;
 }
 
+/* There is only one thing that it can have saved, and it says so once. */
+static bool is_what_was_asked(const struct saver *saver, const json_t *body, const char *id)
+{
+	return !saver->got_saved && strcmp(json_get_text(body, "id", ""), id) == 0 &&
+		json_get_int(body, "step", -1) == (int64_t)saver->record.step &&
+		json_get_int(body, "branch", -1) == (int64_t)saver->record.branch;
+}
+
 static void take_saved(struct supervisor *sup, const json_t *body)
 {
 	struct saver *saver = &sup->saver;
 	struct newest *newest = &sup->newest;
+	char id[CHECKPOINT_ID_SIZE];
 
 	CHECK(saver->in_flight && sup->has_memory);
-	if (json_get_int(body, "step", -1) != (int64_t)saver->record.step ||
-		json_get_int(body, "branch", -1) != (int64_t)saver->record.branch) {
-		saver->child.protocol_broken = true;
-		child_kill(&saver->child, SIGKILL);
+	checkpoint_id_format(saver->record.step, saver->record.branch, id);
+	if (!is_what_was_asked(saver, body, id)) {
+		child_refuse(&saver->child, "it has saved what it was not asked for");
 		return;
 	}
 	/* A branch may have begun since: then it is verified, but not the newest of this line. */
@@ -300,23 +309,24 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	}
 	saver->got_saved = true;
 	saver->already = json_get_bool(body, "already", false);
-	saver->last_ms = (int64_t)json_get_real(body, "ms_total", 0);
+	double ms = json_get_real(body, "ms_total", 0);
+
+	saver->last_ms = ms >= 0 && ms <= MS_MAX ? (int64_t)ms : 0;
 	if (!saver->already)
 		learn_cost(
 			sup, json_get_real(body, "ms_cpu", 0), stalled_ms(sup) - saver->stalled_ms);
 	newest->known = true;
 	newest->step = saver->record.step;
 	newest->branch = saver->record.branch;
-	snprintf(newest->id, sizeof(newest->id), "%s", json_get_text(body, "id", ""));
-	snprintf(newest->root, sizeof(newest->root), "%s", json_get_text(body, "root", ""));
-	snprintf(newest->path, sizeof(newest->path), "%s", json_get_text(body, "path", ""));
+	snprintf(newest->id, sizeof(newest->id), "%s", id);
+	text_take(newest->root, sizeof(newest->root), body, "root");
+	text_take(newest->path, sizeof(newest->path), body, "path");
 	newest->wall_ns = clock_wall_ns();
 	newest->counts = (struct survey_counts){.images_seen = saver->record.images_seen,
 		.skipped_count = saver->record.skipped_count};
 	/* A reload may have changed the key. */
-	snprintf(sup->prepared.signer, sizeof(sup->prepared.signer), "%s",
-		json_get_text(body, "signer", ""));
-	note_over(sup, (uint64_t)json_get_int(body, "over_bytes", 0));
+	text_take(sup->prepared.signer, sizeof(sup->prepared.signer), body, "signer");
+	note_over(sup, count_take(body, "over_bytes"));
 	if (!saver->already)
 		note_stale(sup, json_get_bool(body, "stale", false));
 	if (!json_get_bool(body, "catalogued", true))

@@ -130,15 +130,19 @@ void scrub_found_bad(struct supervisor *sup, const char *id, const char *state)
 static void take_verified(struct supervisor *sup, const json_t *body)
 {
 	struct scrubber *scrub = &sup->scrub;
-	const char *state = json_get_text(body, "state", "");
+	char state[32], id[CHECKPOINT_ID_SIZE];
 
+	text_take(state, sizeof(state), body, "state");
+	text_take(id, sizeof(id), body, "id");
 	scrub->checked++;
-	scrub->read_bytes += (uint64_t)json_get_int(body, "bytes", 0);
+	scrub->read_bytes += count_take(body, "bytes");
+	if (scrub->read_bytes > (uint64_t)COUNT_MAX)
+		scrub->read_bytes = COUNT_MAX;
 	if (json_get_bool(body, "ok", false))
 		return;
 	scrub->bad++;
 	scrub->corrupt += strcmp(state, "corrupt") == 0;
-	scrub_found_bad(sup, json_get_text(body, "id", ""), state);
+	scrub_found_bad(sup, id, state);
 }
 
 static void on_message(struct child *child, const char *name, json_t *body)
@@ -152,9 +156,9 @@ static void on_message(struct child *child, const char *name, json_t *body)
 	} else if (strcmp(name, "verified") == 0) {
 		take_verified(sup, body);
 	} else if (strcmp(name, "scrub") == 0) {
-		snprintf(scrub->id, sizeof(scrub->id), "%s", json_get_text(body, "id", ""));
-		scrub->done_bytes = (uint64_t)json_get_int(body, "bytes_done", 0);
-		scrub->total_bytes = (uint64_t)json_get_int(body, "bytes_total", 0);
+		text_take(scrub->id, sizeof(scrub->id), body, "id");
+		scrub->done_bytes = count_take(body, "bytes_done");
+		scrub->total_bytes = count_take(body, "bytes_total");
 	}
 	sup->revision++;
 }

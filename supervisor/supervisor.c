@@ -42,6 +42,7 @@ void sup_event(struct supervisor *sup, const char *level, const char *kind, cons
 	va_end(arguments);
 	text_flatten(event->text);
 	snprintf(event->kind, sizeof(event->kind), "%s", kind);
+	text_flatten(event->kind);
 	snprintf(event->level, sizeof(event->level), "%s", level);
 	event->wall_ns = clock_wall_ns();
 	event->step = sup_step(sup);
@@ -60,8 +61,10 @@ uint64_t sup_step(const struct supervisor *sup)
 	if (memory_newest(sup, &record) == 0)
 		return record.step;
 	/* The state memory is not looked at yet: the page that systemd kept beside it knows. */
-	if (sup->stored_state_fd >= 0)
-		return atomic_load(&sup->progress->step);
+	uint64_t told = atomic_load(&sup->progress->step);
+
+	if (sup->stored_state_fd >= 0 && told <= (uint64_t)sup->config.steps_total)
+		return told;
 	return sup->newest.known ? sup->newest.step : 0;
 }
 

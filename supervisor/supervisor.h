@@ -143,7 +143,6 @@ struct shown {
 	double images_per_second, step_ns; /* smoothed; 0: not known */
 	uint64_t step_seen;
 	float loss, holdout_loss; /* NaN: not known */
-	uint64_t images_seen;
 	uint64_t skipped;
 	char engine[PROGRESS_TEXT_MAX], engine_reason[PROGRESS_TEXT_MAX];
 	uint64_t plan_bytes;

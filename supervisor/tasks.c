@@ -3,6 +3,7 @@
  * exactly once, by the end of its process. */
 #include "supervisor/control.h"
 #include "supervisor/supervisor.h"
+#include "supervisor/text.h"
 
 #include "base/panic.h"
 
@@ -56,17 +57,17 @@ static void on_message(struct child *child, const char *name, json_t *body)
 		worker_event(sup, body);
 	} else if (strcmp(name, "sampled") == 0 && child == &sup->sample.child) {
 		json_decref(sup->sample.answer);
-		sup->sample.answer = json_pack("{s:s, s:s, s:I}", "path",
-			json_get_text(body, "path", ""), "id", json_get_text(body, "id", ""),
-			"step", (json_int_t)json_get_int(body, "step", 0));
+		sup->sample.answer = json_pack("{s:o, s:o, s:I}", "path",
+			text_take_json(body, "path"), "id", text_take_json(body, "id"), "step",
+			(json_int_t)count_take(body, "step"));
 	} else if (strcmp(name, "verified") == 0 && child == &sup->verify.child &&
 		json_array_size(sup->verify.answer) < RESULTS_MAX) {
 		bool ok = json_get_bool(body, "ok", false);
 
 		json_array_append_new(sup->verify.answer,
-			json_pack("{s:s, s:b, s:s, s:s}", "id", json_get_text(body, "id", ""), "ok",
-				ok, "state", json_get_text(body, "state", ""), "text",
-				json_get_text(body, "text", "")));
+			json_pack("{s:o, s:b, s:o, s:o}", "id", text_take_json(body, "id"), "ok",
+				ok, "state", text_take_json(body, "state"), "text",
+				text_take_json(body, "text")));
 		if (!ok)
 			scrub_found_bad(sup, json_get_text(body, "id", ""),
 				json_get_text(body, "state", ""));

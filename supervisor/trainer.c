@@ -97,31 +97,34 @@ static void take_plan(struct supervisor *sup, const json_t *body)
 	struct shown *shown = &sup->shown;
 
 	CHECK(child_alive(&sup->trainer));
-	snprintf(shown->engine, sizeof(shown->engine), "%s", json_get_text(body, "engine", ""));
-	snprintf(shown->engine_reason, sizeof(shown->engine_reason), "%s",
-		json_get_text(body, "engine_reason", ""));
-	shown->plan_bytes = (uint64_t)json_get_int(body, "plan_bytes", 0);
+	text_take(shown->engine, sizeof(shown->engine), body, "engine");
+	text_take(shown->engine_reason, sizeof(shown->engine_reason), body, "engine_reason");
+	shown->plan_bytes = count_take(body, "plan_bytes");
 }
 
 static void take_ready(struct supervisor *sup, const json_t *body)
 {
-	const char *from = json_get_text(body, "from", "");
+	uint64_t step = count_take(body, "step");
+	const char *from = sup->trainer_from;
 
 	CHECK(child_alive(&sup->trainer) && sup->has_memory);
+	if (sup->trainer_ready) {
+		child_refuse(&sup->trainer, "it says twice that it is ready");
+		return;
+	}
 	sup->trainer_ready = true;
 	sup->config_replaced.steps_total = 0;
 	sup->resume_disk = false;
 	sup->start_delay_ns = 0;
 	sup->trouble[0] = '\0';
-	snprintf(sup->trainer_from, sizeof(sup->trainer_from), "%s", from);
+	text_take(sup->trainer_from, sizeof(sup->trainer_from), body, "from");
 	take_plan(sup, body);
-	snprintf(sup->shown.sandbox, sizeof(sup->shown.sandbox), "%s",
-		json_get_text(body, "sandbox", ""));
-	sup->shown.step_seen = (uint64_t)json_get_int(body, "step", 0);
-	outages_trainer_ready(sup, from, sup->shown.step_seen);
-	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %lld on branch %lld",
-		(int)sup->trainer.pid, from, (long long)json_get_int(body, "step", 0),
-		(long long)json_get_int(body, "branch", 0));
+	text_take(sup->shown.sandbox, sizeof(sup->shown.sandbox), body, "sandbox");
+	sup->shown.step_seen = step;
+	outages_trainer_ready(sup, from, step);
+	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %llu on branch %llu",
+		(int)sup->trainer.pid, from, (unsigned long long)step,
+		(unsigned long long)count_take(body, "branch"));
 	/* What it met on the way may have changed the catalog. */
 	if (strcmp(from, "memory") != 0)
 		survey_start(sup);
@@ -130,6 +133,7 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 static void on_message(struct child *child, const char *name, json_t *body)
 {
 	struct supervisor *sup = child->owner;
+	char text[TEXT_MAX];
 
 	if (strcmp(name, "ready") == 0) {
 		take_ready(sup, body);
@@ -137,15 +141,15 @@ static void on_message(struct child *child, const char *name, json_t *body)
 		take_plan(sup, body);
 		sup->config_replaced.steps_total = 0;
 	} else if (strcmp(name, "reload_refused") == 0) {
-		reload_refused(sup, json_get_text(body, "text", ""));
+		text_take(text, sizeof(text), body, "text");
+		reload_refused(sup, text);
 	} else if (strcmp(name, "event") == 0) {
 		worker_event(sup, body);
 	} else if (strcmp(name, "finished") == 0) {
 		sup->trainer_finished = true;
 	} else if (strcmp(name, "preview") == 0) {
-		sup->shown.preview_step = (uint64_t)json_get_int(body, "step", 0);
-		snprintf(sup->shown.preview_path, sizeof(sup->shown.preview_path), "%s",
-			json_get_text(body, "path", ""));
+		sup->shown.preview_step = count_take(body, "step");
+		text_take(sup->shown.preview_path, sizeof(sup->shown.preview_path), body, "path");
 	}
 	sup->revision++;
 }
@@ -181,10 +185,11 @@ static void measure(struct supervisor *sup)
 	uint32_t bits = atomic_load(&progress->loss_bits);
 	struct shown *shown = &sup->shown;
 
-	if (!sup->trainer_ready || step == shown->step_seen)
+	/* Nobody is asked for a step beyond the end: one that is, is no progress. */
+	if (!sup->trainer_ready || step == shown->step_seen ||
+		step > (uint64_t)sup->config.steps_total)
 		return;
 	shown->step_seen = step;
-	shown->images_seen = atomic_load(&progress->images_seen);
 	memcpy(&shown->loss, &bits, sizeof(bits));
 	sup->revision++;
 	outages_stepped(sup, step, step_ns <= (uint64_t)STEP_NS_MAX ? step_ns : 0);

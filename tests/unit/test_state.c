@@ -445,6 +445,9 @@ static void test_record_bounds(void **unused)
 	REFUSED(record.branch = 0);
 	REFUSED(record.branch = 10000);
 	REFUSED(record.update_count = 11);
+	REFUSED(record.step = STATE_COUNT_MAX + 1);
+	REFUSED(record.images_seen = STATE_COUNT_MAX + 1);
+	REFUSED(record.skipped_count = STATE_COUNT_MAX + 1);
 	REFUSED(record.intervention_count = STATE_INTERVENTIONS_MAX + 1);
 	REFUSED(record.interventions[0].kind = 0);
 	REFUSED(record.interventions[0].kind = INTERVENTION_FOLDED + 1);
