@@ -28,7 +28,7 @@ usage()
 	  bench [WORK..]  print ratios against peers and limits measured in the same run
 	                  (WORK: train, sample, memory, ops, numerics, peers, checkpoint, recovery;
 	                  see bench/run)
-	  fuzz [TARGET [SECONDS]]  libFuzzer on each parser of outside bytes (tests/fuzz), or one;
+	  fuzz [TARGET [SECONDS]]  libFuzzer on all that takes outside bytes (tests/fuzz), or one;
 	                  60 s each. New inputs go to build-fuzz/corpus
 	  lint            formatting, clang's warnings, the rules of the tree
 	  install         install under PREFIX (default /usr/local) with the systemd units and a first
