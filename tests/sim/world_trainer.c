@@ -255,22 +255,31 @@ static bool struck(struct worker *worker)
 	return true;
 }
 
+/* The shortest that the deadline may be when the next tick has seen all there is to see. */
+static nsec_t least_deadline_ns(void)
+{
+	struct watchdog watchdog = world.sup->watchdog;
+
+	watchdog.stepped = true;
+	watchdog.other = false;
+	watchdog.hangs_in_row = 0;
+	return watchdog.steps_learned < WATCHDOG_LEARN_STEPS ? WATCHDOG_FLOOR_NS
+							     : watchdog_deadline_ns(&watchdog);
+}
+
 /* Not to be taken for a hang, also when the machine sleeps meanwhile: shorter than half of the
  * deadline; or all but as long, where nothing can be learned before it is over: but for one tick,
  * which counts whole when a reload begins to watch anew within it. */
 static nsec_t stall_ns(nsec_t gap_ns)
 {
 	const struct watchdog *watchdog = &world.sup->watchdog;
-	nsec_t deadline_ns = watchdog_deadline_ns(watchdog);
 
 	if (!strikes(FAULT_STALL))
 		return 0;
-	if (watchdog->steps_learned + LEARN_MARGIN_STEPS >= WATCHDOG_LEARN_STEPS) {
-		if (watchdog->steps_learned < WATCHDOG_LEARN_STEPS)
-			deadline_ns = WATCHDOG_FLOOR_NS;
-		return between_ns(1, deadline_ns / 2 - TICK_NS);
-	}
-	deadline_ns -= between_ns(TICK_NS, TICK_NS * 5 / 4);
+	if (watchdog->steps_learned + LEARN_MARGIN_STEPS >= WATCHDOG_LEARN_STEPS)
+		return between_ns(1, least_deadline_ns() / 2 - TICK_NS);
+	nsec_t deadline_ns = watchdog_deadline_ns(watchdog) - between_ns(TICK_NS, TICK_NS * 5 / 4);
+
 	sleep_within(deadline_ns);
 	return deadline_ns - gap_ns;
 }
