@@ -95,6 +95,64 @@ int verb_rollback(struct ctl *ctl, const struct args *args)
 	return CTL_OK;
 }
 
+/* What happens, to whom; then it has to be typed. Without a terminal nobody can: -EINVAL. */
+static int confirm_restart(struct ctl *ctl, int *ret_code, struct error *err)
+{
+	AUTO_JSON reply = NULL;
+	char answer[16] = "", dir[4096], id[64];
+
+	if (!isatty(STDIN_FILENO))
+		return error_set(err, -EINVAL,
+			"restart --from-scratch begins the run again at step 0: say --yes where "
+			"nobody can be asked");
+	*ret_code = ctl_call(ctl, "Status", NULL, ANSWER_SECONDS, &reply);
+	if (*ret_code != CTL_OK)
+		return 0;
+	const json_t *status = json_object_get(reply, "status");
+	const json_t *newest = json_object_get(status, "newest_verified");
+	text_clean(json_get_text(status, "run_dir", "?"), dir, sizeof(dir));
+	text_clean(json_get_text(newest, "id", "none"), id, sizeof(id));
+	fprintf(ctl->out,
+		"The run in %s is at step %" PRId64 " of %" PRId64 "; its newest checkpoint: %s.\n"
+		"It would begin again at step 0, on a new branch, with the configuration of now.\n"
+		"Its checkpoints stay as retention says: of those left behind, the newest two and\n"
+		"what is kept ('ckptctl keep ID'); 'ckptctl rollback ID' comes back to one.\n"
+		"Type yes to begin again: ",
+		dir, json_get_int(status, "step", 0), json_get_int(status, "steps_total", 0), id);
+	fflush(ctl->out);
+	if (fgets(answer, sizeof(answer), stdin) == NULL || strcmp(answer, "yes\n") != 0) {
+		fprintf(ctl->out, "nothing was changed\n");
+		*ret_code = CTL_FAILED;
+	}
+	return 0;
+}
+
+int verb_restart(struct ctl *ctl, const struct args *args)
+{
+	AUTO_JSON reply = NULL;
+	struct error err;
+	int code = CTL_OK;
+
+	if (!args_flag(args, "from-scratch")) {
+		error_set(&err, -EINVAL,
+			"restart needs --from-scratch, which begins the run again at step 0; "
+			"'ckptctl resume' goes on, 'ckptctl rollback' goes back to a checkpoint");
+		return ctl_usage(ctl, "restart", &err);
+	}
+	if (!args_flag(args, "yes") && confirm_restart(ctl, &code, &err) < 0)
+		return ctl_usage(ctl, "restart", &err);
+	/* It answers when the branch is durable, after the step that runs. */
+	if (code == CTL_OK)
+		code = ctl_call(ctl, "Restart", json_pack("{s:b}", "from_scratch", 1), 0.0, &reply);
+	if (code != CTL_OK)
+		return code;
+	if (ctl->json)
+		return ctl_print_json(ctl, reply);
+	fprintf(ctl->out, "branch %" PRId64 " begins at step %" PRId64 "\n",
+		json_get_int(reply, "branch", 0), json_get_int(reply, "step", 0));
+	return CTL_OK;
+}
+
 int verb_keep(struct ctl *ctl, const struct args *args)
 {
 	json_t *parameters = json_pack(

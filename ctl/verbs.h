@@ -38,6 +38,7 @@ int verb_pause(struct ctl *ctl, const struct args *args);
 int verb_resume(struct ctl *ctl, const struct args *args);
 int verb_stop(struct ctl *ctl, const struct args *args);
 int verb_rollback(struct ctl *ctl, const struct args *args);
+int verb_restart(struct ctl *ctl, const struct args *args);
 int verb_keep(struct ctl *ctl, const struct args *args);
 int verb_sample(struct ctl *ctl, const struct args *args);
 int verb_reload(struct ctl *ctl, const struct args *args);

@@ -258,7 +258,7 @@ uint32_t record_apply_branch(struct state_record *record, const struct line *lin
 	uint32_t count = 0;
 
 	/* What a branch asks for holds on the branches forked from it, too. */
-	for (; branch; branch = branch->parent ? line_find(line, branch->parent) : NULL)
+	for (; branch; branch = line_before(line, branch))
 		for (uint32_t i = 0; i < branch->intervention_count; i++) {
 			const struct intervention *intervention = &branch->interventions[i];
 

@@ -1,5 +1,5 @@
 /* Where a trainer begins: the newest sealed slot (when the supervisor allows it), else the newest
- * verified checkpoint on the line, else, only in a run that never had one, step 0. Whatever it is,
+ * verified checkpoint on the line, else, only on a line that never had one, step 0. Whatever it is,
  * it leaves as a sealed slot whose record is the newest, before the first step runs.
  *
  * Must never: go on from a slot whose sums do not match, start from scratch beside checkpoints
@@ -205,7 +205,7 @@ static int begin_run(struct trainer *trainer, uint32_t slot, struct resume *ret)
 	if (!worker->start.run_created)
 		return worker_fail(worker, LINK_EXIT_TRANSIENT,
 			"this run had verified checkpoints, and none is in %s/checkpoints now: "
-			"bring them back, or begin a new run in another state folder",
+			"bring them back, or begin again with `ckptctl restart --from-scratch`",
 			worker->start.run_dir);
 	r = trainer_choose_engine(trainer, &worker->start.config, NULL, &choice, &err);
 	if (r < 0)

@@ -24,6 +24,22 @@ const struct line_branch *line_find(const struct line *line, uint32_t branch)
 	return NULL;
 }
 
+const struct line_branch *line_before(const struct line *line, const struct line_branch *branch)
+{
+	return branch->fork_step > 0 ? line_find(line, branch->parent) : NULL;
+}
+
+uint32_t line_beginning(const struct line *line, uint32_t branch)
+{
+	const struct line_branch *at = line_find(line, branch), *before = at;
+
+	while (before != NULL) {
+		at = before;
+		before = line_before(line, at);
+	}
+	return at != NULL ? at->branch : 0;
+}
+
 /* Whether (branch, step) lies on the line that ends in `last`. Going down, each fork can only lower
  * the limit: a grandparent counts no further than the lowest fork on the way. */
 static bool contains_from(const struct line *line, uint32_t last, uint32_t branch, uint64_t step)

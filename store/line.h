@@ -42,6 +42,11 @@ bool line_contains(const struct line *line, uint32_t branch, uint64_t step);
 /* True when (branch, step) was left behind by a ladder fork. */
 bool line_is_suspect(const struct line *line, uint32_t branch, uint64_t step);
 const struct line_branch *line_find(const struct line *line, uint32_t branch);
+/* The branch whose states this one goes on from; NULL when it begins at step 0. */
+const struct line_branch *line_before(const struct line *line, const struct line_branch *branch);
+/* The branch at whose step 0 the way to this one begins: 1, unless somebody went back to step 0.
+ * 0 when there is no such branch. */
+uint32_t line_beginning(const struct line *line, uint32_t branch);
 /* Commits a new branch durably and adds it to the line; fills in branch->branch, parent, created.
  * parent 0: the branch of the current line that owns fork_step; else the fork is from that branch,
  * on the line or not (to trust an abandoned checkpoint again). */

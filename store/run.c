@@ -154,13 +154,19 @@ static int parse_run(json_t *object, struct run *ret)
 {
 	json_t *identity = json_object_get(object, "identity");
 	const char *key;
+	int64_t verified;
 	json_t *value;
 
 	memset(ret, 0, sizeof(*ret));
 	snprintf(ret->id_hex, sizeof(ret->id_hex), "%s", json_get_text(object, "run", ""));
 	snprintf(ret->created, sizeof(ret->created), "%s", json_get_text(object, "created", ""));
 	ret->power_paused = json_get_bool(object, "power_paused", false);
-	ret->ever_verified = json_get_bool(object, "ever_verified", false);
+	/* Versions before had only the bool, and no way back to step 0. */
+	verified = json_get_int(
+		object, "verified_branch", json_get_bool(object, "ever_verified", false) ? 1 : 0);
+	if (verified < 0 || verified > UINT32_MAX)
+		return -EBADMSG;
+	ret->verified_branch = (uint32_t)verified;
 	if (bytes_from_hex(ret->id_hex, ret->id, RUN_ID_SIZE) < 0 ||
 		wanted_parse(json_get_text(object, "wanted", ""), &ret->wanted) < 0 ||
 		!json_is_object(identity))
@@ -192,9 +198,10 @@ int run_load(int run_fd, struct run *ret, struct error *err)
 
 static int run_text(const struct run *run, char **ret_text)
 {
-	AUTO_JSON object = json_pack("{s:i, s:s, s:s, s:s, s:b, s:b, s:O}", "format", RUN_FORMAT,
-		"run", run->id_hex, "created", run->created, "wanted", wanted_name(run->wanted),
-		"power_paused", (int)run->power_paused, "ever_verified", (int)run->ever_verified,
+	AUTO_JSON object = json_pack("{s:i, s:s, s:s, s:s, s:b, s:b, s:i, s:O}", "format",
+		RUN_FORMAT, "run", run->id_hex, "created", run->created, "wanted",
+		wanted_name(run->wanted), "power_paused", (int)run->power_paused, "ever_verified",
+		(int)(run->verified_branch > 0), "verified_branch", (int)run->verified_branch,
 		"identity", run->identity);
 
 	return object == NULL ? -ENOMEM : sealed_json_text(object, ret_text);
@@ -276,6 +283,8 @@ static int agree_on_run(
 				"is not of %s); move the foreign ones away",
 				scan->files[i].name, ret->id_hex);
 		agreed++;
+		if (ret->verified_branch < scan->files[i].branch)
+			ret->verified_branch = scan->files[i].branch;
 	}
 	if (agreed > 0)
 		return 0;
@@ -290,7 +299,6 @@ int run_remake(int run_fd, struct run *ret, struct error *err)
 
 	memset(ret, 0, sizeof(*ret));
 	ret->wanted = WANTED_RUN;
-	ret->ever_verified = true;
 	fd = sys_openat(run_fd, "checkpoints", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 	if (fd < 0)
 		return error_set(err, fd, "cannot open the checkpoints folder: %s", strerror(-fd));

@@ -30,10 +30,12 @@ struct run {
 	uint8_t id[RUN_ID_SIZE];
 	char id_hex[RUN_ID_HEX_SIZE];
 	enum wanted wanted;
-	bool power_paused;  /* the pause was asked by power-fail */
-	bool ever_verified; /* step 0 is refused from then on */
-	char created[32];   /* UTC */
-	json_t *identity;   /* {key: canonical text} of the identity keys; owned */
+	bool power_paused; /* the pause was asked by power-fail */
+	/* The last branch that had a verified checkpoint, 0: none yet. A line that began before it
+	 * begins at step 0 no more. */
+	uint32_t verified_branch;
+	char created[32]; /* UTC */
+	json_t *identity; /* {key: canonical text} of the identity keys; owned */
 };
 void run_fini(struct run *run);
 
@@ -46,7 +48,7 @@ int run_lock(int run_fd, int *ret_fd, pid_t *ret_owner, struct error *err);
 int run_load(int run_fd, struct run *ret, struct error *err);
 /* A new run with a random id, durable. -EEXIST when there is one. */
 int run_create(int run_fd, const struct config *config, struct run *ret, struct error *err);
-/* Writes wanted, power_paused, ever_verified durably. */
+/* Writes wanted, power_paused, verified_branch durably. */
 int run_store(int run_fd, const struct run *run, struct error *err);
 /* Remakes a lost run.json from the verified checkpoint files, if all of them agree on the run;
  * -ENOENT when there is no checkpoint, -EBADMSG when they disagree. */

@@ -91,7 +91,7 @@ struct reload_job {
 };
 void books_reload_work(struct ledger_job *job, void *room);
 
-/* Writes wanted, power_paused, ever_verified. */
+/* Writes wanted, power_paused, verified_branch. */
 struct store_run_job {
 	struct book_job head;
 	struct run run; /* identity: a reference of its own */
@@ -147,6 +147,7 @@ struct fork_job {
 		FORK_BEFORE_NEWEST,
 		FORK_LEFT_BEHIND, /* the newest verified suspect one before this step, or of all */
 		FORK_START,       /* step 0; but the newest on the line when there is one */
+		FORK_SCRATCH,     /* step 0, whatever there is */
 	} which;
 	uint64_t step;
 	char id[CHECKPOINT_ID_SIZE];

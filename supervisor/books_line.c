@@ -68,6 +68,16 @@ static bool row_on_line(const struct view *view, const struct catalog_row *row)
 	return line_contains(&view->line, row->branch, row->step);
 }
 
+/* By the ladder, on the way from where the line begins: what a person left who went back to step 0
+ * is no way out for the ladder. */
+static bool row_left_behind(const struct view *view, const struct catalog_row *row)
+{
+	const struct line *line = &view->line;
+
+	return line_is_suspect(line, row->branch, row->step) &&
+		line_beginning(line, row->branch) == line_beginning(line, line->current);
+}
+
 /* Takes the line out of the view. */
 static void make_survey(struct view *view, struct survey *ret)
 {
@@ -81,7 +91,7 @@ static void make_survey(struct view *view, struct survey *ret)
 		if (!row_verified(row))
 			continue;
 		if (!row_on_line(view, row)) {
-			if (line_is_suspect(&view->line, row->branch, row->step))
+			if (row_left_behind(view, row))
 				ret->left_behind = true;
 			continue;
 		}
@@ -171,9 +181,11 @@ static const struct catalog_row *find_row(const struct view *view, const struct 
 			if (on_line)
 				return row;
 			break;
+		case FORK_SCRATCH:
+			return NULL;
 		case FORK_LEFT_BEHIND:
-			if (!on_line && (fork->step == 0 || row->step < fork->step) &&
-				line_is_suspect(&view->line, row->branch, row->step))
+			if ((fork->step == 0 || row->step < fork->step) &&
+				row_left_behind(view, row))
 				return row;
 			break;
 		}
@@ -197,7 +209,7 @@ static void carry_interventions(const struct line *line, struct fork_job *fork, 
 	const struct line_branch *at = line_find(line, line->current);
 
 	CHECK(at);
-	for (; at; at = at->parent ? line_find(line, at->parent) : NULL)
+	for (; at; at = line_before(line, at))
 		for (uint32_t i = 0; i < at->intervention_count; i++)
 			if (at->interventions[i].step >= fork_step &&
 				fork->intervention_count < LINE_INTERVENTIONS_MAX &&
@@ -212,7 +224,7 @@ static int find_beginning(const struct view *view, const struct fork_job *fork,
 	static const struct catalog_row start = {.id = "step 0"};
 
 	*ret_row = find_row(view, fork);
-	if (!*ret_row && fork->which == FORK_START)
+	if (!*ret_row && (fork->which == FORK_START || fork->which == FORK_SCRATCH))
 		*ret_row = &start;
 	if (!*ret_row && fork->which == FORK_ID)
 		return error_set(err, -ENOENT,

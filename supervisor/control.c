@@ -171,6 +171,7 @@ static void client_next(struct client *client);
 static void call_free(struct call *call)
 {
 	json_decref(call->frame);
+	json_decref(call->answer);
 	json_decref(call->parameters_empty);
 	free(call);
 }

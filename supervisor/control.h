@@ -40,6 +40,7 @@ struct call {
 	json_t *parameters;       /* borrowed from frame; an object, never NULL */
 	json_t *parameters_empty; /* owned */
 	int wants;                /* the owner's */
+	json_t *answer;           /* the owner's, for later; owned by the call, or NULL */
 };
 
 typedef void control_handler(void *owner, struct call *call);

@@ -235,7 +235,7 @@ static void on_memory_ahead(struct ledger_job *job)
 void memory_begin_ahead(struct supervisor *sup)
 {
 	CHECK(sup->has_run && !sup->has_memory && !sup->making_memory && sup->ahead_fd < 0);
-	if (sup->stored_state_fd >= 0 || !sup->run.ever_verified)
+	if (sup->stored_state_fd >= 0 || sup->run.verified_branch == 0)
 		return;
 	struct memory_job *memory = memory_job(sup, on_memory_ahead, sup);
 

@@ -254,6 +254,15 @@ static void method_rollback(struct supervisor *sup, struct call *call)
 		request_rollback(sup, call, id);
 }
 
+/* There is no other way to begin again: what goes on is resumed, what goes back is rolled back. */
+static void method_restart(struct supervisor *sup, struct call *call)
+{
+	if (json_is_true(json_object_get(call->parameters, "from_scratch")))
+		request_rollback(sup, call, NULL);
+	else
+		call_service_error(call, "InvalidParameter", "parameter", "from_scratch");
+}
+
 static void method_verify(struct supervisor *sup, struct call *call)
 {
 	const char *id;
@@ -355,6 +364,7 @@ static const struct method methods[] = {
 	{"Resume", true, true, method_resume},
 	{"Stop", true, false, method_stop},
 	{"Rollback", true, true, method_rollback},
+	{"Restart", true, true, method_restart},
 	{"Keep", true, true, method_keep},
 	{"Verify", true, true, method_verify},
 	{"Scrub", true, true, method_scrub},

@@ -50,6 +50,25 @@ void store_run(struct supervisor *sup)
 	books_give(&sup->ledger, store);
 }
 
+void run_note_verified(struct supervisor *sup, uint32_t branch)
+{
+	CHECK(branch > 0);
+	if (branch <= sup->run.verified_branch)
+		return;
+	sup->run.verified_branch = branch;
+	store_run(sup);
+}
+
+/* Nothing that is younger than its beginning was ever verified. Before the first survey branch 1 is
+ * all there is. */
+bool run_may_begin(const struct supervisor *sup)
+{
+	const struct line *line = &sup->survey.line;
+
+	return sup->run.verified_branch <
+		(sup->survey.known ? line_beginning(line, line->current) : 1);
+}
+
 /* -- the folder -- */
 
 static void on_last_good(struct ledger_job *job)
@@ -244,7 +263,7 @@ void start_frame_send(struct supervisor *sup, struct child *child, json_t *more)
 	json_t *body = json_pack("{s:s, s:i, s:s, s:o, s:s, s:b, s:s, s:o}", "role", child->role,
 		"parent_pid", (int)getpid(), "run_dir", sup->run_dir, "config",
 		json_from_config(&sup->config), "run_id", sup->run.id_hex, "run_created",
-		!sup->run.ever_verified, "signer", signing->signer, "signer_error",
+		run_may_begin(sup), "signer", signing->signer, "signer_error",
 		text_json(signing->error));
 
 	CHECK(body && sup->has_run);
@@ -300,10 +319,7 @@ void survey_take(struct supervisor *sup, struct survey *survey)
 		newest->wall_ns = clock_wall_ns();
 	newest->counts = sup->survey.counted ? sup->survey.counts : (struct survey_counts){0};
 	/* A saver may have died between its row and its word. */
-	if (!sup->run.ever_verified) {
-		sup->run.ever_verified = true;
-		store_run(sup);
-	}
+	run_note_verified(sup, row->branch);
 }
 
 void survey_done(struct ledger_job *job)

@@ -142,7 +142,7 @@ static const char *planned_cause(const struct supervisor *sup)
 	case FSM_EXITING:
 		return "end of the daemon";
 	case FSM_ROLLING:
-		return "rollback";
+		return sup->rollback_scratch ? "restart from scratch" : "rollback";
 	default:
 		return sup->trainer_finished ? "finished" : "planned restart";
 	}

@@ -8,6 +8,7 @@
 #include "base/panic.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +54,7 @@ static void supply_fill(const struct supervisor *sup, struct restart_supply *ret
 		.count = survey->count,
 		.left_behind = survey->left_behind,
 		.unread = unread,
-		.scratch = !sup->run.ever_verified && !unread,
+		.scratch = run_may_begin(sup) && !unread,
 		.safe_already = strcmp(sup->shown.engine, "openblas") == 0 &&
 			sup->trainer_threads == 1,
 		.random = random_word()};
@@ -189,8 +190,8 @@ static void ladder_fork(struct supervisor *sup)
 	/* Of a first checkpoint that was verified since, the catalog may not know. */
 	fork->which = decision->from == RESTART_FORK_LEFT ? FORK_LEFT_BEHIND
 		: decision->from != RESTART_FORK_START    ? FORK_STEP
-		: sup->run.ever_verified                  ? FORK_NEWEST
-							  : FORK_START;
+		: run_may_begin(sup)                      ? FORK_START
+							  : FORK_NEWEST;
 	fork->step = fork->which == FORK_LEFT_BEHIND ? sup->ladder.left_step : decision->step;
 	fork->suspect = decision->from == RESTART_FORK_OLDER;
 	fork->carry = true;
@@ -266,7 +267,8 @@ void recover_tick(struct supervisor *sup, nsec_t now_ns)
 	}
 	if (sup->state != FSM_RESTARTING)
 		return;
-	if (sup->fork_pending && sup->fork_retry_ns > 0 && now_ns >= sup->fork_retry_ns)
+	if (sup->fork_pending && !sup->forking && sup->fork_retry_ns > 0 &&
+		now_ns >= sup->fork_retry_ns)
 		ladder_fork(sup);
 	if (sup->memory_retry_ns > 0 && now_ns >= sup->memory_retry_ns)
 		schedule_start(sup);
@@ -274,41 +276,56 @@ void recover_tick(struct supervisor *sup, nsec_t now_ns)
 
 /* -- a rollback by a person -- */
 
+static void take_rollback(struct supervisor *sup, struct fork_job *fork, const char *kind)
+{
+	struct call *call = fork->call;
+
+	survey_take(sup, &fork->survey);
+	ladder_init(&sup->ladder);
+	sup->ladder.furthest_step = sup->ladder.climb_step = fork->branch.fork_step;
+	memory_keep_ladder(sup);
+	outages_went_back(sup, fork->branch.fork_step);
+	sup->resume_disk = true;
+	sup->fork_pending = false;
+	sup->start_delay_ns = 0;
+	if (fork->which == FORK_SCRATCH)
+		sup->shown.loss = sup->shown.holdout_loss = NAN;
+	sup_event(sup, "warning", kind, "branch %u begins at %s: %s", fork->branch.branch, fork->id,
+		fork->why);
+	call->answer = json_pack("{s:I, s:I}", "branch", (json_int_t)fork->branch.branch, "step",
+		(json_int_t)fork->branch.fork_step);
+}
+
 static void on_rollback_forked(struct ledger_job *job)
 {
 	struct fork_job *fork = (struct fork_job *)job;
 	struct supervisor *sup = fork->head.owner;
 	struct call *call = fork->call;
+	bool good = job->result == 0, scratch = fork->which == FORK_SCRATCH;
+	const char *kind = scratch ? "from-scratch" : "rollback";
 
 	CHECK(call && sup->forking);
 	sup->forking = false;
-	if (job->result == 0) {
-		survey_take(sup, &fork->survey);
-		ladder_init(&sup->ladder);
-		sup->ladder.furthest_step = sup->ladder.climb_step = fork->branch.fork_step;
-		memory_keep_ladder(sup);
-		outages_went_back(sup, fork->branch.fork_step);
-		sup->resume_disk = true;
-		sup->fork_pending = false;
-		sup->start_delay_ns = 0;
-		sup_event(sup, "warning", "rollback", "branch %u begins at %s", fork->branch.branch,
-			fork->id);
-		call_reply(call,
-			json_pack("{s:I, s:I}", "branch", (json_int_t)fork->branch.branch, "step",
-				(json_int_t)fork->branch.fork_step));
+	if (good) {
+		take_rollback(sup, fork, kind);
 	} else {
-		sup_event(sup, "error", "rollback", "%s", job->error.text);
+		sup_event(sup, "error", kind, "%s", job->error.text);
 		call_error(call, job->result == -ENOENT ? "NotFound" : "Failed", "%s",
 			job->error.text);
 	}
 	free(job);
 	sup_dispatch(sup, FSM_FORKED);
+	/* Who begins again wants the run; who goes back may want to look first. */
+	if (good && scratch)
+		request_resume(sup, call, false);
+	else if (good)
+		call_reply(call, json_incref(call->answer));
 }
 
 static void name_rollback(struct fork_job *fork, const char *id)
 {
-	fork->which = *id ? FORK_ID : FORK_BEFORE_NEWEST;
-	snprintf(fork->id, sizeof(fork->id), "%s", id);
+	fork->which = !id ? FORK_SCRATCH : *id ? FORK_ID : FORK_BEFORE_NEWEST;
+	snprintf(fork->id, sizeof(fork->id), "%s", id ? id : "");
 }
 
 void rollback_fork(struct supervisor *sup)
@@ -316,8 +333,9 @@ void rollback_fork(struct supervisor *sup)
 	struct fork_job *fork = books_job(sizeof(*fork), books_fork_work, on_rollback_forked, sup);
 
 	CHECK(sup->rollback_call && !child_alive(&sup->trainer) && !sup->forking);
-	name_rollback(fork, sup->rollback_id);
-	snprintf(fork->why, sizeof(fork->why), "rollback by uid %u",
+	name_rollback(fork, sup->rollback_scratch ? NULL : sup->rollback_id);
+	snprintf(fork->why, sizeof(fork->why), "%s by uid %u",
+		sup->rollback_scratch ? "restart from scratch" : "rollback",
 		(unsigned)sup->rollback_call->uid);
 	fork->call = sup->rollback_call;
 	sup->rollback_call = NULL;
@@ -339,6 +357,7 @@ static void on_rollback_looked(struct ledger_job *job)
 			fsm_state_name(sup->state));
 	else {
 		sup->rollback_call = call;
+		sup->rollback_scratch = fork->which == FORK_SCRATCH;
 		snprintf(sup->rollback_id, sizeof(sup->rollback_id), "%s",
 			fork->which == FORK_ID ? fork->id : "");
 		sup_dispatch(sup, FSM_ROLLBACK);
@@ -348,8 +367,7 @@ static void on_rollback_looked(struct ledger_job *job)
 
 bool rollback_may_begin(const struct supervisor *sup)
 {
-	return !sup->rollback_call && !sup->fork_pending && !sup->forking &&
-		fsm_next(sup->state, FSM_ROLLBACK).taken;
+	return !sup->rollback_call && !sup->forking && fsm_next(sup->state, FSM_ROLLBACK).taken;
 }
 
 void rollback_look(struct supervisor *sup, struct call *call, const char *id)

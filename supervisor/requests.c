@@ -139,9 +139,9 @@ void request_rollback(struct supervisor *sup, struct call *call, const char *id)
 	uint64_t step;
 	uint32_t branch;
 
-	CHECK(call && strlen(id) < sizeof(sup->rollback_id));
+	CHECK(call && (!id || strlen(id) < sizeof(sup->rollback_id)));
 	CHECK(sup->has_run);
-	if (*id && checkpoint_id_parse(id, &step, &branch) < 0) {
+	if (id && *id && checkpoint_id_parse(id, &step, &branch) < 0) {
 		call_error(call, "NotFound",
 			"%.40s is not a checkpoint's id: they look like step-000012000-b0002", id);
 		return;

@@ -362,10 +362,7 @@ static void note_saved(struct supervisor *sup)
 	sup_event(sup, "info", "saved", "step %llu of branch %u is verified (%lld ms)",
 		(unsigned long long)saver->record.step, saver->record.branch,
 		(long long)saver->last_ms);
-	if (!sup->run.ever_verified) {
-		sup->run.ever_verified = true;
-		store_run(sup);
-	}
+	run_note_verified(sup, saver->record.branch);
 }
 
 /* A seal that does not match: the slots are not to be trusted, the trainer's work neither. */
@@ -470,7 +467,7 @@ double saver_next_seconds(const struct supervisor *sup, nsec_t now_ns)
 static bool memory_is_all(const struct supervisor *sup)
 {
 	return sup->state == FSM_RESTARTING && sup->decision.from == RESTART_MEMORY &&
-		sup->run.ever_verified && sup->survey.known && sup->survey.count == 0 &&
+		!run_may_begin(sup) && sup->survey.known && sup->survey.count == 0 &&
 		!sup->survey.unread;
 }
 

@@ -159,7 +159,7 @@ void sup_settle(struct supervisor *sup)
 		*at = call->next;
 		call->next = NULL;
 		if (good)
-			call_reply(call, NULL);
+			call_reply(call, json_incref(call->answer));
 		else
 			call_error(call, "Failed", "the service is %s now",
 				fsm_state_name(sup->state));

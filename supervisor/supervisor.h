@@ -229,8 +229,9 @@ struct supervisor {
 	uint32_t restarts;
 	struct call *rollback_call;
 	char rollback_id[CHECKPOINT_ID_SIZE];
-	bool forking;  /* a branch is being made: no trainer may start */
-	bool kill_now; /* stop now was asked */
+	bool rollback_scratch; /* to step 0, and then the run is wanted */
+	bool forking;          /* a branch is being made: no trainer may start */
+	bool kill_now;         /* stop now was asked */
 
 	struct saver saver;
 	struct final_save final;
@@ -296,6 +297,10 @@ void worker_options(const struct supervisor *sup, struct child_options *ret);
 /* The key of the configuration in force. */
 const struct signing *worker_signing(struct supervisor *sup);
 void store_run(struct supervisor *sup);
+/* A checkpoint of this branch is verified: durable soon. */
+void run_note_verified(struct supervisor *sup, uint32_t branch);
+/* Step 0 is allowed on the line of now. */
+bool run_may_begin(const struct supervisor *sup);
 /* What is in force becomes last-good.conf. */
 void store_last_good(struct supervisor *sup);
 
@@ -335,8 +340,9 @@ void recover_decide(struct supervisor *sup, const struct obituary *obituary, boo
 /* State memory, then the delay, then FSM_START (or FSM_COMPLETE). */
 void schedule_start(struct supervisor *sup);
 void schedule_cancel(struct supervisor *sup);
-/* The rollback a person asked for: whether the state allows one; then, before the trainer is ended
- * for it, whether its checkpoint is there (and answers the call if not); then the branch. */
+/* The rollback a person asked for (id NULL: to step 0): whether the state allows one; then, before
+ * the trainer is ended for it, whether its checkpoint is there (and answers the call if not); then
+ * the branch. */
 bool rollback_may_begin(const struct supervisor *sup);
 void rollback_look(struct supervisor *sup, struct call *call, const char *id);
 void rollback_fork(struct supervisor *sup);
@@ -411,6 +417,7 @@ void requests_tick(struct supervisor *sup, nsec_t now_ns);
 void request_stop(struct supervisor *sup, struct call *call, bool exit, bool now);
 /* SIGTERM, SIGINT: ends the daemon, wanted stays. */
 void request_exit(struct supervisor *sup);
+/* id NULL: to step 0, and then the run is wanted. */
 void request_rollback(struct supervisor *sup, struct call *call, const char *id);
 void request_keep(struct supervisor *sup, struct call *call, const char *id, bool keep);
 void request_reload(struct supervisor *sup, struct call *call);

@@ -21,7 +21,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	CHECK(run_store(dir, &run, &err) == 0);
 	CHECK(run_load(dir, &again, &err) == 0);
 	CHECK(memcmp(run.id, again.id, sizeof(run.id)) == 0 && run.wanted == again.wanted);
-	CHECK(run.power_paused == again.power_paused && run.ever_verified == again.ever_verified);
+	CHECK(run.power_paused == again.power_paused &&
+		run.verified_branch == again.verified_branch);
 	CHECK(json_equal(run.identity, again.identity));
 	run_fini(&again);
 	run_fini(&run);

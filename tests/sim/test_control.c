@@ -356,8 +356,8 @@ static void p10_others_may_look_and_not_touch(void **state)
 		int expected;
 	} table[] = {{"Status", 0}, {"Checkpoints", 0}, {"Events", 0}, {"Metrics", 0},
 		{"Config", 0}, {"Save", 1}, {"Pause", 1}, {"Resume", 1}, {"Stop", 1},
-		{"Rollback", 1}, {"Keep", 1}, {"Verify", 1}, {"Scrub", 1}, {"Sample", 1},
-		{"Reload", 1}, {"PowerFail", 1}, {"PowerOk", 1}};
+		{"Rollback", 1}, {"Restart", 1}, {"Keep", 1}, {"Verify", 1}, {"Scrub", 1},
+		{"Sample", 1}, {"Reload", 1}, {"PowerFail", 1}, {"PowerOk", 1}};
 	struct fixture *fx = *state;
 	char path[160], name[96];
 

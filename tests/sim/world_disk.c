@@ -211,7 +211,7 @@ int __wrap_run_store(int run_fd, const struct run *run, struct error *err)
 		return error_set(err, -ENOSPC, "run.json: no space left on device");
 	world.run.wanted = run->wanted;
 	world.run.power_paused = run->power_paused;
-	world.run.ever_verified = run->ever_verified;
+	world.run.verified_branch = run->verified_branch;
 	return 0;
 }
 

@@ -19,6 +19,8 @@
 
 #include <cmocka.h>
 
+#include "tests/lacks.h"
+
 #define SAVES 3
 
 /* A run at rest with three checkpoints, made once; tests work on copies. */
@@ -53,9 +55,10 @@ static void start_from(struct rig *rig, int64_t step, int64_t branch)
 
 	rig_start(rig, NULL);
 	rig_wait(rig, "a trainer at work", is_training, 0);
-	snprintf(part, sizeof(part), "from checkpoint at step %lld on branch %lld", (long long)step,
-		(long long)branch);
-	if (!rig_event(rig, "training", part, after, text)) {
+	snprintf(part, sizeof(part), "from %s at step %lld on branch %lld",
+		step > 0 ? "checkpoint" : "scratch", (long long)step, (long long)branch);
+	/* The newest one: a life before may have said the same. */
+	if (!rig_event(rig, "training", "goes on from", after, text) || !strstr(text, part)) {
 		char *log = rig_log(rig);
 
 		print_message("# %s\n", log);
@@ -177,6 +180,90 @@ static void p1_a_rollback_stands_after_a_kill_and_without_a_catalog(void **unuse
 			ids[0]);
 	}
 	/* Off the line it is not read again, so the rebuilt catalog knows no more than that. */
+	rig_checkpoint_state(&rig, ids[SAVES - 1], state);
+	assert_true(strcmp(state, "found") == 0 || strcmp(state, "abandoned") == 0);
+	rig_close(&rig);
+}
+
+/* The error that somebody else gets, by its exit code: 0 for PermissionDenied. */
+static int restart_as_nobody(struct rig *rig)
+{
+	char error[64] = "";
+	pid_t pid = fork();
+	int status;
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		if (setgid(65534) < 0 || setuid(65534) < 0)
+			_exit(10);
+		json_decref(rig_call(rig, "Restart", json_pack("{s:b}", "from_scratch", 1), error));
+		_exit(strcmp(error, "org.varlink.service.PermissionDenied") == 0 ? 0 : 11);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 12;
+}
+
+static void p10_nobody_else_begins_again(void **unused)
+{
+	struct rig rig;
+	char text[256];
+
+	if (geteuid() != 0)
+		test_lacks("root, to be somebody else");
+	rig_copy(&rig, &base);
+	start_from(&rig, steps[SAVES - 1], 1);
+	assert_int_equal(chmod(rig.dir, 0755), 0);
+	assert_int_equal(chmod(rig.run_dir, 0755), 0);
+	assert_int_equal(chmod(rig.socket, 0666), 0);
+	assert_int_equal(restart_as_nobody(&rig), 0);
+	assert_true(rig_event(&rig, "refused", "may not call Restart", 0, text) > 0);
+	AUTO_JSON status = rig_status(&rig);
+	assert_int_equal(json_get_int(status, "branch", 0), 1);
+	rig_close(&rig);
+}
+
+/* What lies on the disk is far ahead of it, and must not be taken for the newest: neither before
+ * the new line has a checkpoint, nor when it has one, nor by who only has the files. */
+static void p1_a_restart_from_scratch_stands_after_a_kill_and_without_a_catalog(void **unused)
+{
+	const char *const words[] = {"--socket", NULL, "restart", "--from-scratch", "--yes", NULL};
+	const char *arguments[6];
+	struct rig rig;
+	char id[64], state[32];
+	int64_t step;
+
+	rig_copy(&rig, &base);
+	start_from(&rig, steps[SAVES - 1], 1);
+	memcpy(arguments, words, sizeof(words));
+	arguments[1] = rig.socket;
+	assert_int_equal(rig_run(&rig, "ctl/ckptctl", arguments), 0);
+	rig_wait(&rig, "a trainer at work", is_training, 0);
+	{
+		char text[256];
+
+		assert_true(
+			rig_event(&rig, "from-scratch", "branch 2 begins at step 0", 0, text) > 0);
+		assert_true(rig_event(&rig, "training",
+				    "goes on from scratch at step 0 on branch 2", 0, text) > 0);
+	}
+	for (int i = 0; i < 2; i++) {
+		rig_kill_supervisor(&rig);
+		remove_catalog(&rig, i == 1);
+		start_from(&rig, 0, 2);
+		AUTO_JSON status = rig_status(&rig);
+		assert_true(json_is_null(json_object_get(status, "newest_verified")));
+	}
+	rig_wait(&rig, "a step", is_step, 1);
+	rig_save(&rig, id, &step);
+	assert_non_null(strstr(id, "-b0002"));
+	rig_kill_supervisor(&rig);
+	start_from(&rig, step, 2);
+	{
+		AUTO_JSON status = rig_status(&rig);
+
+		assert_string_equal(
+			json_get_text(json_object_get(status, "newest_verified"), "id", ""), id);
+	}
 	rig_checkpoint_state(&rig, ids[SAVES - 1], state);
 	assert_true(strcmp(state, "found") == 0 || strcmp(state, "abandoned") == 0);
 	rig_close(&rig);
@@ -349,6 +436,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(p1_a_damaged_newest_gives_way_to_the_right_older_one),
 		cmocka_unit_test(p1_a_rollback_stands_after_a_kill_and_without_a_catalog),
+		cmocka_unit_test(
+			p1_a_restart_from_scratch_stands_after_a_kill_and_without_a_catalog),
+		cmocka_unit_test(p10_nobody_else_begins_again),
 		cmocka_unit_test(p7_what_somebody_exports_is_not_deleted_under_him),
 		cmocka_unit_test(p8_a_lost_or_broken_catalog_loses_no_checkpoint_branch_or_mark),
 	};

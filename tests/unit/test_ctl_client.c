@@ -5,6 +5,8 @@
 #include "ctl/instance.h"
 #include "tests/unit/fake_daemon.h"
 
+#include <fcntl.h>
+
 #include <sys/stat.h>
 
 #define REPLY(parameters) "{\"parameters\":" parameters "}"
@@ -160,6 +162,9 @@ static void test_verbs_ask_what_they_mean(void **unused)
 			"branch 2 goes on from step 9"},
 		{"rollback", NULL, NULL, "Rollback", REPLY("{\"branch\":2,\"step\":9}"),
 			"Rollback{\"id\":\"\"}", "branch 2"},
+		{"restart", "--from-scratch", "--yes", "Restart",
+			REPLY("{\"branch\":3,\"step\":0}"), "Restart{\"from_scratch\":true}",
+			"branch 3 begins at step 0"},
 		{"keep", "a", NULL, "Keep", REPLY("{\"text\":\"a is kept\"}"),
 			"Keep{\"id\":\"a\",\"keep\":true}", "a is kept"},
 		{"keep", "a", "--off", "Keep", REPLY("{\"text\":\"a is no longer kept\"}"),
@@ -191,6 +196,55 @@ static void test_verbs_ask_what_they_mean(void **unused)
 		ASSERT_HAS(ran.out, rows[i].says);
 		ran_fini(&ran);
 	}
+}
+
+/* stdin, as long as a test needs another one. */
+static void with_stdin(int fd, struct ran *ran, struct fake_daemon *daemon)
+{
+	const struct fake_answer answers[] = {{"Status", FAKE_ANSWER, status_reply},
+		{"Restart", FAKE_ANSWER, REPLY("{\"branch\":3,\"step\":0}")}, END};
+	int saved = dup(STDIN_FILENO);
+
+	assert_true(saved >= 0 && fd >= 0);
+	assert_int_equal(dup2(fd, STDIN_FILENO), STDIN_FILENO);
+	clearerr(stdin);
+	*ran = with_daemon(answers, daemon, "restart", "--from-scratch", NULL);
+	dup2(saved, STDIN_FILENO);
+	close(saved);
+}
+
+static void test_p10_a_restart_from_scratch_is_typed_or_said(void **unused)
+{
+	struct fake_daemon daemon;
+	struct ran ran;
+	int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	int terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+	with_stdin(null, &ran, &daemon);
+	assert_int_equal(ran.code, CTL_USAGE);
+	ASSERT_HAS(ran.err, "say --yes where nobody can be asked");
+	assert_string_equal(daemon.calls, "");
+	ran_fini(&ran);
+	assert_true(terminal >= 0);
+	assert_int_equal(grantpt(terminal), 0);
+	assert_int_equal(unlockpt(terminal), 0);
+	int keys = open(ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+	assert_int_equal(write(terminal, "y\n", 2), 2);
+	with_stdin(keys, &ran, &daemon);
+	assert_int_equal(ran.code, CTL_FAILED);
+	ASSERT_HAS(ran.out, "is at step 1234 of 6000; its newest checkpoint: step-000001200-b0002");
+	ASSERT_HAS(ran.out, "nothing was changed");
+	assert_string_equal(daemon.calls, "Status{}\n");
+	ran_fini(&ran);
+	assert_int_equal(write(terminal, "yes\n", 4), 4);
+	with_stdin(keys, &ran, &daemon);
+	assert_int_equal(ran.code, CTL_OK);
+	assert_string_equal(daemon.calls, "Status{}\nRestart{\"from_scratch\":true}\n");
+	ran_fini(&ran);
+	close(keys);
+	close(terminal);
+	close(null);
 }
 
 static void test_p11_a_bad_checkpoint_makes_verify_fail(void **unused)
@@ -405,6 +459,8 @@ static void test_p9_wrong_usage_is_code_2(void **unused)
 		{"inspect"},
 		{"export"},
 		{"rollback", "a", "b"},
+		{"restart"},
+		{"restart", "--yes"},
 		{"events", "-n"},
 		{"events", "-n", "0"},
 		{"events", "-n", "12x"},
@@ -516,6 +572,7 @@ int main(void)
 		cmocka_unit_test(test_p9_a_status_of_wrong_types_is_unknown_not_a_crash),
 		cmocka_unit_test(test_checkpoints_and_events_are_tables),
 		cmocka_unit_test(test_verbs_ask_what_they_mean),
+		cmocka_unit_test(test_p10_a_restart_from_scratch_is_typed_or_said),
 		cmocka_unit_test(test_p11_a_bad_checkpoint_makes_verify_fail),
 		cmocka_unit_test(test_p11_a_bad_checkpoint_makes_scrub_fail),
 		cmocka_unit_test(test_sample_copies_the_picture),

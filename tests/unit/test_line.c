@@ -123,6 +123,31 @@ static void only_what_the_ladder_left_is_suspect(void **state)
 	line_fini(&line);
 }
 
+/* 1 - 2 at 100 - 3 at 150; 4 at 0 - 5 at 10; 6 from 3 once more. */
+static void p1_a_way_begins_at_the_last_step_0(void **state)
+{
+	static const uint32_t beginnings[] = {0, 1, 1, 1, 4, 4, 1};
+	struct fixture *fx = *state;
+	struct line line = load(fx);
+
+	fork_at(fx, &line, 100, false);
+	fork_at(fx, &line, 150, true);
+	assert_int_equal(line_beginning(&line, line.current), 1);
+	assert_int_equal(fork_at(fx, &line, 0, false), 4);
+	for (uint32_t branch = 1; branch <= 3; branch++)
+		expect(fx, &line, branch, 1, false);
+	expect(fx, &line, 4, 1, true);
+	fork_at(fx, &line, 10, true);
+	assert_null(line_before(&line, line_find(&line, 4)));
+	assert_int_equal(line_before(&line, line_find(&line, 5))->branch, 4);
+	struct line_branch back = {.parent = 3, .fork_step = 160, .why = "back"};
+
+	PASS(line_fork(fx->fd, &line, &back, &fx->err));
+	for (uint32_t branch = 0; branch <= 6; branch++)
+		assert_int_equal(line_beginning(&line, branch), beginnings[branch]);
+	line_fini(&line);
+}
+
 static void all_of_a_branch_is_kept(void **state)
 {
 	struct fixture *fx = *state;
@@ -228,6 +253,7 @@ int main(void)
 		TEST(p1_grandparents_count_to_the_lowest_fork),
 		TEST(p1_a_fork_from_below_a_branchs_own_fork_keeps_what_it_names),
 		TEST(only_what_the_ladder_left_is_suspect),
+		TEST(p1_a_way_begins_at_the_last_step_0),
 		TEST(all_of_a_branch_is_kept),
 		TEST(p8_broken_branch_file_is_named),
 		TEST(lost_branch_number_is_not_given_again),

@@ -9,7 +9,7 @@ static void expect_same(const struct run *a, const struct run *b)
 	assert_string_equal(a->created, b->created);
 	assert_int_equal(a->wanted, b->wanted);
 	assert_int_equal(a->power_paused, b->power_paused);
-	assert_int_equal(a->ever_verified, b->ever_verified);
+	assert_int_equal(a->verified_branch, b->verified_branch);
 	assert_true(json_equal(a->identity, b->identity));
 }
 
@@ -25,7 +25,7 @@ static void a_run_is_created_once_and_keeps_what_is_stored(void **state)
 	assert_int_equal(run_create(fx->run_fd, &fx->config, &other, &fx->err), -EEXIST);
 	loaded.wanted = WANTED_PAUSED;
 	loaded.power_paused = true;
-	loaded.ever_verified = true;
+	loaded.verified_branch = 3;
 	PASS(run_store(fx->run_fd, &loaded, &fx->err));
 	PASS(run_load(fx->run_fd, &other, &fx->err));
 	expect_same(&loaded, &other);
@@ -90,12 +90,13 @@ static void p8_lost_run_is_remade_from_its_checkpoints(void **state)
 	assert_int_equal(run_remake(fx->run_fd, &remade, &fx->err), -ENOENT);
 	PASS(fixture_try_save(fx, 1, 10, &saved));
 	PASS(fixture_try_save(fx, 1, 20, &saved));
+	PASS(fixture_try_save(fx, 2, 5, &saved));
 	fixture_write(fx->fd, "step-000000030-b0001.safetensors", "", 0); /* has no say */
 	assert_int_equal(unlinkat(fx->run_fd, "run.json", 0), 0);
 	PASS(run_remake(fx->run_fd, &remade, &fx->err));
 	assert_memory_equal(remade.id, fx->run.id, RUN_ID_SIZE);
 	assert_true(json_equal(remade.identity, fx->run.identity));
-	assert_true(remade.ever_verified);
+	assert_int_equal(remade.verified_branch, 2);
 	PASS(run_check_identity(&remade, &fx->config, &fx->err));
 	PASS(run_load(fx->run_fd, &loaded, &fx->err));
 	expect_same(&remade, &loaded);

@@ -171,6 +171,33 @@ static void a_branch_window_is_applied_at_its_step_also_on_later_branches(void *
 	assert_int_equal(record.images_seen, 40 * 4 + 8 + 16);
 }
 
+/* Branch 3 began at step 0: what branch 2 had learned is left with it. */
+static void a_branch_from_step_0_skips_nothing_of_before(void **unused)
+{
+	struct line_branch branches[3] = {
+		{.branch = 1},
+		{.branch = 2,
+			.parent = 1,
+			.fork_step = 10,
+			.intervention_count = 1,
+			.interventions = {{.step = 50,
+				.kind = INTERVENTION_SKIP_WINDOW,
+				.value = "16"}}},
+		{.branch = 3, .parent = 2},
+	};
+	struct line line = {.count = 3, .branches = branches, .current = 3};
+	struct config config;
+	struct state_record record;
+
+	config_defaults(&config);
+	record = begun(&config);
+	record.branch = 3;
+	record.step = 50;
+	assert_int_equal(record_apply_branch(&record, &line, tell, NULL), 0);
+	record.branch = 2;
+	assert_int_equal(record_apply_branch(&record, &line, tell, NULL), 1);
+}
+
 /* -- engines -- */
 
 static const struct unet_config wide = {
@@ -384,6 +411,7 @@ int main(void)
 		cmocka_unit_test(a_change_is_entered_once_and_told),
 		cmocka_unit_test(a_full_record_folds_what_is_superseded),
 		cmocka_unit_test(a_branch_window_is_applied_at_its_step_also_on_later_branches),
+		cmocka_unit_test(a_branch_from_step_0_skips_nothing_of_before),
 		cmocka_unit_test(p2_the_record_alone_says_which_engine_computed_from_which_step),
 		cmocka_unit_test(p2_auto_keeps_the_engine_of_the_run),
 		cmocka_unit_test(p2_an_engine_that_cannot_run_any_more_is_replaced_and_named),
