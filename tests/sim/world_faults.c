@@ -121,8 +121,18 @@ void sleep_within(nsec_t time_ns)
 	plan_suspend();
 }
 
+/* Of two late ticks in a row the second counts. */
+static bool slept_just_now(void)
+{
+	return virtual_now_ns - world.slept_ns <= 3 * TICK_NS;
+}
+
 static void suspend_again(void)
 {
+	if (slept_just_now()) {
+		world.suspended_ns = virtual_now_ns + 3 * TICK_NS;
+		return;
+	}
 	world.suspends_left--;
 	suspend();
 	if (world.suspends_left > 0)
@@ -163,8 +173,7 @@ static void disturb(enum fault fault)
 		world.no_spawn_until_ns = until_ns;
 		break;
 	case FAULT_SUSPEND:
-		/* Of two late ticks in a row the second counts. */
-		if (virtual_now_ns - world.slept_ns > 3 * TICK_NS)
+		if (!slept_just_now())
 			suspend();
 		break;
 	case FAULT_CLOCK:
@@ -351,6 +360,10 @@ void draw_history(uint64_t seed)
 	world.nan_step = world.odds[FAULT_NONFINITE] ? below(steps_total) : STEP_NEVER - 1000;
 	draw_retention();
 	world.poison_one_in = one_in(4) ? 20 + below(300) : 0;
+	/* A sound state among poisoned ones is tried once a round: a wide window is out of reach.
+	 */
+	if (world.poison_one_in > 0 && world.bad_image_count > BATCH_SIZE)
+		world.bad_image_count = BATCH_SIZE;
 	world.poison_lag = below(40);
 	world.poison_wanders = one_in(2);
 	world.has_store = one_in(2);

@@ -255,7 +255,8 @@ static bool struck(struct worker *worker)
 	return true;
 }
 
-/* The shortest that the deadline may be when the next tick has seen all there is to see. */
+/* The shortest that the deadline may be when the next tick has seen all there is to see, or when a
+ * reload forgets what was learned. */
 static nsec_t least_deadline_ns(void)
 {
 	struct watchdog watchdog = world.sup->watchdog;
@@ -263,8 +264,11 @@ static nsec_t least_deadline_ns(void)
 	watchdog.stepped = true;
 	watchdog.other = false;
 	watchdog.hangs_in_row = 0;
-	return watchdog.steps_learned < WATCHDOG_LEARN_STEPS ? WATCHDOG_FLOOR_NS
-							     : watchdog_deadline_ns(&watchdog);
+	nsec_t learned_ns = watchdog.steps_learned < WATCHDOG_LEARN_STEPS
+		? WATCHDOG_FLOOR_NS
+		: watchdog_deadline_ns(&watchdog);
+
+	return learned_ns < watchdog.prior_ns ? learned_ns : watchdog.prior_ns;
 }
 
 /* Not to be taken for a hang, also when the machine sleeps meanwhile: shorter than half of the

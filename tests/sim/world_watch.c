@@ -166,12 +166,13 @@ static bool can_be_survived(void)
 
 	for (uint32_t i = 0; i < FILES_MAX; i++) {
 		const struct file *file = &world.files[i];
-		/* One without a row waits for whoever reads it: a scrub. */
-		bool reached = file->used && (file->row == CHECKPOINT_VERIFIED || world.scrubs) &&
+		bool there = file->used &&
 			(line_holds(file) ||
 				line_is_suspect(&world.line, file->branch, file->step));
+		/* One without a row waits for whoever reads it: a scrub. */
+		bool reached = there && (file->row == CHECKPOINT_VERIFIED || world.scrubs);
 
-		any = any || reached;
+		any = any || there;
 		if (reached && !file->rotten && file->truth.poisoned_at == STEP_NEVER)
 			return true;
 	}
