@@ -152,7 +152,8 @@ uint32_t progress_drain(struct progress *progress, uint64_t *cursor, struct metr
 	uint64_t head = atomic_load_explicit(&progress->ring_head, memory_order_acquire);
 	uint32_t count = 0;
 
-	if (head < *cursor) /* only a mad writer goes back */
+	/* Only a mad writer goes back, or writes so many rows between two looks. */
+	if (head < *cursor || head - *cursor > UINT32_MAX)
 		*cursor = head;
 	if (head - *cursor > PROGRESS_RING) {
 		*lost += head - *cursor - PROGRESS_RING;

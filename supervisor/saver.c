@@ -320,7 +320,8 @@ static void take_saved(struct supervisor *sup, const json_t *body)
 	newest->branch = saver->record.branch;
 	snprintf(newest->id, sizeof(newest->id), "%s", id);
 	text_take(newest->root, sizeof(newest->root), body, "root");
-	text_take(newest->path, sizeof(newest->path), body, "path");
+	snprintf(newest->path, sizeof(newest->path), "%s/checkpoints/%s%s", sup->run_dir, id,
+		CHECKPOINT_SUFFIX);
 	newest->wall_ns = clock_wall_ns();
 	newest->counts = (struct survey_counts){.images_seen = saver->record.images_seen,
 		.skipped_count = saver->record.skipped_count};

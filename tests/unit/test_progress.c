@@ -146,6 +146,7 @@ static void test_p11_nonsense_is_lost_not_shown(void **unused)
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(progress_drain(progress, &cursor, rows, 8, &lost), 0);
 	assert_int_equal(cursor, UINT64_MAX);
+	assert_int_equal(lost, 4);
 	drop(progress, fd);
 }
 
