@@ -14,6 +14,7 @@
 #define WALL_NS (INT64_C(1767225600) * NSEC_PER_SEC)
 #define LINES_MAX 200
 #define TURNS_MAX 400000
+#define METRICS_LOST_MAX ((uint64_t)1 << 53)
 #define ENDING_NS (300 * NSEC_PER_SEC)
 #define FD_SOCKET 900001 /* nobody opens it */
 
@@ -184,6 +185,8 @@ static void check_now(void)
 
 	CHECK(sup->ladder.furthest_step <= furthest && sup->outage.furthest <= furthest);
 	CHECK(!sup->newest.known || sup->newest.id[0]);
+	CHECK(sup->ladder.rung <= LADDER_RUNG_MAX);
+	CHECK(sup->metrics_lost <= METRICS_LOST_MAX);
 	CHECK(text_is_plain(sup->trouble) && text_is_plain(sup->config_text));
 }
 
@@ -268,6 +271,7 @@ static void signal_line(const char *rest)
 		int number;
 	} signals[] = {{"HUP", SIGHUP}, {"PWR", SIGPWR}, {"TERM", SIGTERM}};
 
+	people_owner_speaks();
 	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
 		if (strcmp(signals[i].name, rest) == 0)
 			virtual_signal(signals[i].number);

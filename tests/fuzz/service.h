@@ -21,10 +21,10 @@
  *     e1 text       writes it to stderr
  *     x1 74         exits with this code;  k1 9: dies of this signal
  *     g moves 7     a field of the progress page (service_workers.c lists them)
- *     o 64 7        the 64-bit word of the progress page at this byte
+ *     o 64 7        the 64-bit word of the progress page with this number
  *     h seq step branch kind loss images skipped      a row of the ring, and the head
  *     c step branch updates images skipped in_row     a record with the right sum in a sealed slot
- *     w 8192 7      the 64-bit word of the state memory's first pages at this byte
+ *     w 2048 7      the 64-bit word of the state memory's first pages with this number
  *     l rung furthest climb                           the ladder's bytes, with the right sum
  *
  * Workers are numbered prepare, train, save, sample, verify, scrub, mirror. A line that means
@@ -91,6 +91,8 @@ extern uint32_t workers_asked_for;
 
 /* -- service_people.c -- */
 void people_reset(void);
+/* Somebody who may change something has spoken in another way. */
+void people_owner_speaks(void);
 void people_line(char letter, uint32_t client, char *rest, size_t size);
 void people_hear(uv_stream_t *stream, const char *data, size_t size);
 void people_closed(const uv_handle_t *handle);
