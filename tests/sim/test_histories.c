@@ -364,8 +364,8 @@ static void print_counts(struct counts *counts)
 	static const char *const froms[] = {
 		"memory", "newest", "fork newest", "fork older", "fork left", "fork start"};
 	static const char *const calls[] = {"Status", "Save", "Pause", "Resume", "Stop", "Stop now",
-		"Stop exit", "Rollback", "Reload", "PowerFail", "PowerOk", "Verify", "Scrub",
-		"Sample", "Keep", "Checkpoints"};
+		"Stop exit", "Rollback", "Restart", "Reload", "PowerFail", "PowerOk", "Verify",
+		"Scrub", "Sample", "Keep", "Checkpoints"};
 	struct counts table = *counts;
 
 	printf("# %" PRIu64 " histories (%" PRIu64 " without hope), %" PRIu64 " lives, %" PRIu64

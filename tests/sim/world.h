@@ -105,6 +105,7 @@ enum call_kind {
 	CALL_STOP_NOW,
 	CALL_STOP_EXIT,
 	CALL_ROLLBACK,
+	CALL_RESTART,
 	CALL_RELOAD,
 	CALL_POWER_FAIL,
 	CALL_POWER_OK,
@@ -203,7 +204,7 @@ struct world {
 	struct run run;
 	struct line line;
 	struct file files[FILES_MAX];
-	bool ever_verified;
+	bool ever_verified; /* on the way of the line from its step 0 */
 	nsec_t full_until_ns, no_run_until_ns, no_memory_until_ns, no_spawn_until_ns;
 	nsec_t config_until_ns, broken_until_ns, no_mirror_until_ns;
 	/* -- the memory -- */

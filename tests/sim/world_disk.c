@@ -279,6 +279,8 @@ static void do_fork(struct ledger_job *job)
 	line->branches[line->count++] = fork->branch;
 	line->current = line->highest = fork->branch.branch;
 	world.leave_memory = true;
+	if (fork->which == FORK_SCRATCH)
+		world.ever_verified = false; /* on this line */
 }
 
 static void do_reload(struct ledger_job *job)

@@ -27,6 +27,7 @@ static const struct {
 	[CALL_STOP_NOW] = {"Stop\",\"parameters\":{\"now\":true}}", true, true},
 	[CALL_STOP_EXIT] = {"Stop\",\"parameters\":{\"exit\":true}}", true, true},
 	[CALL_ROLLBACK] = {"Rollback\"}", true, false},
+	[CALL_RESTART] = {"Restart\",\"parameters\":{\"from_scratch\":true}}", true, true},
 	[CALL_RELOAD] = {"Reload\"}", true, false},
 	[CALL_POWER_FAIL] = {"PowerFail\"}", true, true},
 	[CALL_POWER_OK] = {"PowerOk\"}", true, true},
@@ -86,7 +87,7 @@ static void say(struct client *client, enum call_kind kind)
 				client->alone = false;
 		people_crossed(client);
 	}
-	if (kind == CALL_ROLLBACK && client != &world.clients[STRANGER])
+	if ((kind == CALL_ROLLBACK || kind == CALL_RESTART) && client != &world.clients[STRANGER])
 		world.forks_allowed++;
 	virtual_hurry();
 	virtual_deliver(client->stream, text, (size_t)size + 1);
@@ -100,10 +101,11 @@ static void check_answer(const struct client *client, bool good)
 		[CALL_STOP] = WANTED_STOPPED,
 		[CALL_STOP_NOW] = WANTED_STOPPED,
 		[CALL_STOP_EXIT] = WANTED_STOPPED,
-		[CALL_RESUME] = WANTED_RUN};
+		[CALL_RESUME] = WANTED_RUN,
+		[CALL_RESTART] = WANTED_RUN};
 	enum call_kind kind = client->kind;
 	bool says = kind == CALL_PAUSE || kind == CALL_STOP || kind == CALL_STOP_NOW ||
-		kind == CALL_STOP_EXIT || kind == CALL_RESUME;
+		kind == CALL_STOP_EXIT || kind == CALL_RESUME || kind == CALL_RESTART;
 
 	if (client == &world.clients[STRANGER] && kinds[kind].changes)
 		MUST(!good, "a stranger may change something");
@@ -170,6 +172,8 @@ static void act(struct client *client)
 			say(client, CALL_RESUME);
 		return;
 	}
+	if (kind == CALL_RESTART && !one_in(3)) /* who does, does it once */
+		kind = CALL_CHECKPOINTS;
 	if (wanted != WANTED_RUN && one_in(3))
 		kind = CALL_RESUME;
 	if (client == &world.clients[STRANGER] && !one_in(4))

@@ -171,7 +171,7 @@ static void boot(struct worker *worker)
 
 static const struct line_branch *parent_of(const struct line_branch *branch)
 {
-	return branch->parent ? line_find(&world.line, branch->parent) : NULL;
+	return line_before(&world.line, branch);
 }
 
 static bool is_same(const struct intervention *a, const struct intervention *b)

@@ -158,6 +158,14 @@ static void check_poison(const struct ladder *ladder, const struct restart_suppl
 		"the newest checkpoint is not left after %u deaths", ladder->counted);
 }
 
+/* By the ladder, and on the way of this line: what was before a restart from scratch is no help. */
+static bool is_left_behind(const struct file *file)
+{
+	return line_is_suspect(&world.line, file->branch, file->step) &&
+		line_beginning(&world.line, file->branch) ==
+		line_beginning(&world.line, world.line.current);
+}
+
 /* Without a sound state only a person can help. */
 static bool can_be_survived(void)
 {
@@ -166,9 +174,7 @@ static bool can_be_survived(void)
 
 	for (uint32_t i = 0; i < FILES_MAX; i++) {
 		const struct file *file = &world.files[i];
-		bool there = file->used &&
-			(line_holds(file) ||
-				line_is_suspect(&world.line, file->branch, file->step));
+		bool there = file->used && (line_holds(file) || is_left_behind(file));
 		/* One without a row waits for whoever reads it: a scrub. */
 		bool reached = there && (file->row == CHECKPOINT_VERIFIED || world.scrubs);
 

@@ -324,7 +324,8 @@ static struct file *publish(struct worker *worker, enum checkpoint_state row, bo
 		.truth = *truth_of(record),
 		.root = ++world.roots,
 		.verified_wall_ns = virtual_wall_ns + virtual_now_ns};
-	world.ever_verified = world.ever_verified || row == CHECKPOINT_VERIFIED;
+	world.ever_verified = world.ever_verified ||
+		(row == CHECKPOINT_VERIFIED && line_holds(file));
 	world.counts->saves++;
 	return file;
 }
@@ -362,7 +363,8 @@ static void saver_finish(struct worker *worker)
 		adopt_rowless();
 		retain();
 	}
-	file->told = world.ever_verified = true;
+	file->told = true;
+	world.ever_verified = world.ever_verified || line_holds(file);
 	checkpoint_id_format(record->step, record->branch, id);
 	worker_send(worker,
 		"{\"saved\":{\"id\":\"%s\",\"step\":%" PRIu64
