@@ -53,11 +53,13 @@ static const char *const migrations[] = {
 };
 #define HISTORY_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))
 
-/* Of each (step, kind) the row of the greatest branch: bare columns follow max() in SQLite. */
+/* Of each (step, kind) the row of the greatest branch: bare columns follow max() in SQLite. What an
+ * older branch did beyond the step that the current one is at was left behind. */
 #define METRIC_NEWEST_BRANCH                                                                       \
 	"SELECT step, kind, max(branch) AS branch, loss, quartile_1, quartile_2, quartile_3,"      \
 	" quartile_4, grad_norm, learning_rate, step_ms, skipped FROM metric"                      \
-	" WHERE step > ?1 AND (?2 = 0 OR kind = ?2) GROUP BY step, kind"
+	" WHERE step > ?1 AND (?2 = 0 OR kind = ?2) AND (branch >= ?3 OR step <= ?4)"              \
+	" GROUP BY step, kind"
 
 static const char *const statement_sql[STATEMENT_COUNT] = {
 	[BEGIN] = "BEGIN IMMEDIATE",
@@ -79,7 +81,7 @@ static const char *const statement_sql[STATEMENT_COUNT] = {
 		       " WHERE id > ?1 ORDER BY id DESC LIMIT ?2) ORDER BY id",
 	[METRIC_COUNT] = "SELECT count(*) FROM (" METRIC_NEWEST_BRANCH ")",
 	[METRIC_LIST] = "SELECT * FROM (SELECT *, row_number() OVER (ORDER BY step DESC, kind) - 1"
-			" AS place FROM (" METRIC_NEWEST_BRANCH ")) WHERE place % ?3 = 0"
+			" AS place FROM (" METRIC_NEWEST_BRANCH ")) WHERE place % ?5 = 0"
 			" ORDER BY step, kind",
 	[LAST_EVENT] = "SELECT id, wall_ns, kind, level, step, text FROM event WHERE kind = ?1"
 		       " ORDER BY id DESC LIMIT 1",

@@ -49,14 +49,24 @@ int history_event(struct history *history, nsec_t wall_ns, const char *kind, con
 int history_metrics(
 	struct history *history, const struct metric *metrics, uint32_t count, struct error *err);
 
+struct history_metrics_query {
+	uint64_t after_step;
+	const char *kind; /* "train", "holdout", or NULL: all */
+	uint32_t limit;
+	/* Where the run is: what older branches did beyond this step is left out. branch 0: nothing
+	 * is. */
+	uint32_t branch;
+	uint64_t step;
+};
+
 /* Answers for the methods: arrays of objects as in the varlink interface, oldest first; new
  * references. Events: the newest `limit` of those after this id. Metrics: when there are more than
  * `limit`, every n-th, always with the newest; of one step the newest branch. The last
  * event of a kind and the last death are null when there was none. */
 int history_events_json(
 	struct history *history, int64_t after, uint32_t limit, json_t **ret, struct error *err);
-int history_metrics_json(struct history *history, uint64_t after_step, const char *kind,
-	uint32_t limit, json_t **ret, struct error *err);
+int history_metrics_json(struct history *history, const struct history_metrics_query *query,
+	json_t **ret, struct error *err);
 int history_last_event_json(
 	struct history *history, const char *kind, json_t **ret, struct error *err);
 int history_last_death_json(struct history *history, json_t **ret, struct error *err);

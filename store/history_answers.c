@@ -109,27 +109,33 @@ static int kind_number(const char *kind, int *ret, struct error *err)
 	return 0;
 }
 
-int history_metrics_json(struct history *history, uint64_t after_step, const char *kind,
-	uint32_t limit, json_t **ret, struct error *err)
+static void bind_metrics(
+	sqlite3_stmt *statement, const struct history_metrics_query *query, int kind)
 {
+	history_bind_number(statement, 1, query->after_step);
+	sqlite3_bind_int(statement, 2, kind);
+	sqlite3_bind_int64(statement, 3, query->branch);
+	history_bind_number(statement, 4, query->step);
+}
+
+int history_metrics_json(struct history *history, const struct history_metrics_query *query,
+	json_t **ret, struct error *err)
+{
+	uint32_t limit = query->limit > 0 ? query->limit : 1;
 	sqlite3_stmt *count_rows = history->statements[METRIC_COUNT];
 	sqlite3_stmt *list = history->statements[METRIC_LIST];
 	int64_t count = 0;
 	int number;
-	int rc = kind_number(kind, &number, err);
+	int rc = kind_number(query->kind, &number, err);
 
 	if (rc < 0)
 		return rc;
-	if (limit == 0)
-		limit = 1;
-	history_bind_number(count_rows, 1, after_step);
-	sqlite3_bind_int(count_rows, 2, number);
+	bind_metrics(count_rows, query, number);
 	rc = history_number(history, METRIC_COUNT, &count, err);
 	if (rc < 0)
 		return rc;
-	history_bind_number(list, 1, after_step);
-	sqlite3_bind_int(list, 2, number);
-	sqlite3_bind_int64(list, 3, count <= limit ? 1 : (count + limit - 1) / limit);
+	bind_metrics(list, query, number);
+	sqlite3_bind_int64(list, 5, count <= limit ? 1 : (count + limit - 1) / limit);
 	return history_rows(history, METRIC_LIST, metric_json, ret, err);
 }
 

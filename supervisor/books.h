@@ -241,6 +241,8 @@ struct query_job {
 	} query;
 	bool all;
 	int64_t after;
+	uint32_t branch; /* metrics: where the run is */
+	uint64_t step;
 	uint32_t limit;
 	char kind[16];
 	void *call;

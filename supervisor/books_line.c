@@ -355,6 +355,17 @@ static int answer_checkpoints(struct books *books, struct query_job *query, stru
 	return 0;
 }
 
+static int answer_metrics(struct history *history, struct query_job *query, struct error *err)
+{
+	const struct history_metrics_query metrics = {.after_step = (uint64_t)query->after,
+		.kind = query->kind[0] ? query->kind : NULL,
+		.limit = query->limit,
+		.branch = query->branch,
+		.step = query->step};
+
+	return history_metrics_json(history, &metrics, &query->answer, err);
+}
+
 static int answer_from(struct history *history, struct query_job *query, struct error *err)
 {
 	switch (query->query) {
@@ -362,8 +373,7 @@ static int answer_from(struct history *history, struct query_job *query, struct 
 		return history_events_json(
 			history, query->after, query->limit, &query->answer, err);
 	case QUERY_METRICS:
-		return history_metrics_json(history, (uint64_t)query->after,
-			query->kind[0] ? query->kind : NULL, query->limit, &query->answer, err);
+		return answer_metrics(history, query, err);
 	case QUERY_OUTAGES:
 		return history_outages_json(
 			history, query->limit, clock_wall_ns(), &query->answer, err);

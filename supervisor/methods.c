@@ -194,6 +194,8 @@ static void method_metrics(struct supervisor *sup, struct call *call)
 		return;
 	query->limit = (uint32_t)limit;
 	query->after = after;
+	query->branch = sup->survey.known ? sup->survey.line.current : 0;
+	query->step = sup_step(sup);
 	snprintf(query->kind, sizeof(query->kind), "%s", kind);
 	books_give(&sup->ledger, query);
 }

@@ -32,7 +32,10 @@ static json_t *metrics(struct fixture *fx, struct history *history, uint64_t aft
 {
 	json_t *rows;
 
-	PASS(history_metrics_json(history, after, kind, limit, &rows, &fx->err));
+	const struct history_metrics_query query = {
+		.after_step = after, .kind = kind, .limit = limit};
+
+	PASS(history_metrics_json(history, &query, &rows, &fx->err));
 	return rows;
 }
 
@@ -139,7 +142,34 @@ static void p2_replays_replace(void **state)
 	assert_true(json_is_null(json_object_get(json_array_get(holdout, 0), "loss")));
 	json_t *none;
 
-	assert_int_equal(history_metrics_json(history, 0, "x", 1, &none, &fx->err), -EINVAL);
+	const struct history_metrics_query wrong = {.kind = "x", .limit = 1};
+
+	assert_int_equal(history_metrics_json(history, &wrong, &none, &fx->err), -EINVAL);
+	history_close(history);
+}
+
+/* Branch 1 came to step 6; the run went back, and is at step 3 of branch 2 now. */
+static void what_was_left_behind_is_no_metric(void **state)
+{
+	struct fixture *fx = *state;
+	struct history *history = open_history(fx, false);
+	const struct metric rows[] = {metric_of(3, 2, 30), metric_of(2, 2, 20)};
+	const struct history_metrics_query now = {.limit = 100, .branch = 2, .step = 3},
+					   thinned = {.limit = 2, .branch = 2, .step = 3};
+	AUTO_JSON all = NULL;
+	AUTO_JSON few = NULL;
+
+	put_range(fx, history, 1, 6);
+	PASS(history_metrics(history, rows, 2, &fx->err));
+	PASS(history_metrics_json(history, &now, &all, &fx->err));
+	assert_int_equal(json_array_size(all), 3);
+	assert_int_equal(step_at(all, 2), 3);
+	assert_int_equal(json_get_int(json_array_get(all, 0), "branch", 0), 1);
+	assert_int_equal(json_get_int(json_array_get(all, 1), "branch", 0), 2);
+	/* A limit counts only what is answered. */
+	PASS(history_metrics_json(history, &thinned, &few, &fx->err));
+	assert_int_equal(json_array_size(few), 2);
+	assert_int_equal(step_at(few, 1), 3);
 	history_close(history);
 }
 
@@ -335,6 +365,7 @@ int main(void)
 		TEST(deaths_are_told),
 		TEST(events_are_paged),
 		TEST(p2_replays_replace),
+		TEST(what_was_left_behind_is_no_metric),
 		TEST(a_limit_takes_every_nth),
 		TEST(old_metrics_are_thinned),
 		TEST(what_is_no_history_is_set_aside),
