@@ -130,6 +130,17 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 		survey_start(sup);
 }
 
+/* One that says so too early has died: else it would be begun again and again without a delay. It
+ * may not have heard of a reload yet. */
+static bool is_at_end(const struct supervisor *sup)
+{
+	int64_t replaced = sup->config_replaced.steps_total;
+	uint64_t step = sup_step(sup);
+
+	return step >= (uint64_t)sup->config.steps_total ||
+		(replaced > 0 && step >= (uint64_t)replaced);
+}
+
 static void on_message(struct child *child, const char *name, json_t *body)
 {
 	struct supervisor *sup = child->owner;
@@ -146,7 +157,7 @@ static void on_message(struct child *child, const char *name, json_t *body)
 	} else if (strcmp(name, "event") == 0) {
 		worker_event(sup, body);
 	} else if (strcmp(name, "finished") == 0) {
-		sup->trainer_finished = true;
+		sup->trainer_finished = is_at_end(sup);
 	} else if (strcmp(name, "preview") == 0) {
 		sup->shown.preview_step = count_take(body, "step");
 		text_take(sup->shown.preview_path, sizeof(sup->shown.preview_path), body, "path");

@@ -34,9 +34,9 @@ struct fake {
 	struct digest model_digest;
 	struct state state;
 	struct progress *progress;
-	long step_us, update_us, die_step, exit_step, exit_code, poison, hang_step, save_exit,
-		save_kill, save_stale, save_wait_ms, prepare_exit, prepare_wait_ms, babble,
-		scrub_wait_ms, scrub_kill, leak_kib, skip_step;
+	long finish_step, step_us, update_us, die_step, exit_step, exit_code, poison, hang_step,
+		save_exit, save_kill, save_stale, save_wait_ms, prepare_exit, prepare_wait_ms,
+		babble, scrub_wait_ms, scrub_kill, leak_kib, skip_step;
 	long scrubbed;
 };
 
@@ -83,12 +83,14 @@ static void read_behaviour(struct fake *fake)
 		{"save_wait_ms", &fake->save_wait_ms}, {"prepare_exit", &fake->prepare_exit},
 		{"prepare_wait_ms", &fake->prepare_wait_ms}, {"babble", &fake->babble},
 		{"scrub_wait_ms", &fake->scrub_wait_ms}, {"scrub_kill", &fake->scrub_kill},
-		{"leak_kib", &fake->leak_kib}, {"skip_step", &fake->skip_step}};
+		{"leak_kib", &fake->leak_kib}, {"skip_step", &fake->skip_step},
+		{"finish_step", &fake->finish_step}};
 	char path[4200], key[64];
 	long value;
 
 	fake->step_us = 2000;
 	fake->die_step = fake->exit_step = fake->poison = fake->hang_step = fake->skip_step = -1;
+	fake->finish_step = -1;
 	snprintf(path, sizeof(path), "%s/behave", fake->run_dir);
 	FILE *file = fopen(path, "re");
 
@@ -342,7 +344,8 @@ static int role_train(struct fake *fake)
 		raise(SIGABRT);
 	if (fake->babble)
 		CHECK(write(LINK_FD, "{\"ready\": [1]}", 15) == 15);
-	while (record.step < (uint64_t)fake->config.steps_total) {
+	while (record.step < (uint64_t)fake->config.steps_total &&
+		(long)record.step != fake->finish_step) {
 		if (told_to_stop(fake))
 			return LINK_EXIT_DONE;
 		one_step(fake, &record);

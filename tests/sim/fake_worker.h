@@ -15,6 +15,7 @@
  *     save_stale N      saver: says that the weights are those of the one before
  *     prepare_exit N    preparer: exit with this code
  *     prepare_wait_ms N preparer: waits first
+ *     finish_step N     trainer: says at step N that all steps are done
  *     babble N          trainer: sends what is no message
  *     skip_step N       counts the update of step N as skipped
  *     scrub_wait_ms N   scrub, verify: waits before each checkpoint

@@ -263,6 +263,21 @@ static void p5_nonfinite_updates_are_skipped_at_once(void **state)
 	json_decref(now);
 }
 
+/* Who says too early that all is done has died, and is not begun again at once for ever. */
+static void p5_an_end_before_the_end_is_a_death(void **state)
+{
+	struct fixture *fx = *state;
+
+	sim_set(fx, "interval=0");
+	sim_behave(fx, "finish_step 12\n");
+	sim_start(fx);
+	json_t *now = sim_await(fx, "restarting", 0, 3);
+
+	assert_string_equal(json_get_text(json_object_get(now, "last_death"), "cause", ""),
+		"ended without being asked");
+	json_decref(now);
+}
+
 /* A seal that does not match: nothing of the memory is used, the disk is next. */
 static void p1_corrupt_memory_goes_to_the_disk(void **state)
 {
@@ -533,6 +548,7 @@ int main(int argc, char **argv)
 		SIM_TEST(p5_a_step_that_always_kills_is_skipped),
 		SIM_TEST(p5_bad_data_before_the_first_checkpoint_is_skipped),
 		SIM_TEST(p5_nonfinite_updates_are_skipped_at_once),
+		SIM_TEST(p5_an_end_before_the_end_is_a_death),
 		SIM_TEST(p1_corrupt_memory_goes_to_the_disk),
 		SIM_TEST(p3_a_flipped_header_of_the_memory_costs_nothing),
 		SIM_TEST(p6_a_hang_is_found),
