@@ -154,20 +154,24 @@ static int try_calls(const struct place *place, const struct takeover *takeover,
 	const struct takeover_argument program[4] = {TEXT_ARGUMENT("/bin/true")};
 	const struct takeover_argument family[4] = {
 		VALUE_ARGUMENT(AF_UNIX), VALUE_ARGUMENT(SOCK_STREAM)};
-	const struct takeover_argument mode[4] = {TEXT_ARGUMENT(place->key), VALUE_ARGUMENT(0666)};
+	const struct takeover_argument mode[5] = {
+		VALUE_ARGUMENT(AT_FDCWD), TEXT_ARGUMENT(place->key), VALUE_ARGUMENT(0666)};
 	const struct takeover_argument length[4] = {TEXT_ARGUMENT(place->key)};
 	const struct takeover_argument parent[4] = {VALUE_ARGUMENT(getpid()), VALUE_ARGUMENT(0)};
 	const struct takeover_argument link[4] = {
-		TEXT_ARGUMENT("/etc/passwd"), TEXT_ARGUMENT(made)};
+		TEXT_ARGUMENT("/etc/passwd"), VALUE_ARGUMENT(AT_FDCWD), TEXT_ARGUMENT(made)};
 	long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
 	int wrong = 0;
 
 	snprintf(made, sizeof(made), "%s/made", place->base);
 	wrong += try_call(takeover, thread, "execve", SYS_execve, program, -EPERM);
 	wrong += try_call(takeover, thread, "socket", SYS_socket, family, -EPERM);
-	wrong += try_call(takeover, thread, "chmod", SYS_chmod, mode, -EPERM);
+	wrong += try_call(takeover, thread, "fchmodat", SYS_fchmodat, mode, -EPERM);
+#ifdef SYS_chmod /* what came after x86-64 has no older form */
+	wrong += try_call(takeover, thread, "chmod", SYS_chmod, mode + 1, -EPERM);
+#endif
 	wrong += try_call(takeover, thread, "truncate", SYS_truncate, length, -EPERM);
-	wrong += try_call(takeover, thread, "symlink", SYS_symlink, link, -EACCES);
+	wrong += try_call(takeover, thread, "symlinkat", SYS_symlinkat, link, -EACCES);
 	if (abi >= 6)
 		wrong += try_call(takeover, thread, "a signal", SYS_kill, parent, -EPERM);
 	return wrong;
