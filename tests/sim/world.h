@@ -84,6 +84,7 @@ struct worker {
 	struct state_record record;
 	uint64_t begun_step, steps;
 	uint64_t floor_step; /* verified on the line when it was started */
+	bool overtaken;      /* the disk had a newer one than the memory then */
 	uint64_t private_bytes, leak_bytes;
 	nsec_t hung_since_ns;
 	bool ready, bad_engine_kills, slow;

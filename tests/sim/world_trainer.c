@@ -36,6 +36,8 @@ void trainer_begin(struct worker *worker)
 	const struct file *good = newest_told();
 
 	worker->floor_step = good ? good->step : 0;
+	worker->overtaken = world.sup->newest.known &&
+		world.sup->newest.step > world.memory.record.step;
 }
 
 /* The newest one on the line that can be believed, as recovery looks for it. */

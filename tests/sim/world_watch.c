@@ -242,8 +242,9 @@ void check_start(const struct worker *worker)
 	MUST(step >= worker->floor_step || world.rotted,
 		"a start at step %" PRIu64 ", with step %" PRIu64 " verified on the line", step,
 		worker->floor_step);
+	/* What had overtaken the memory may be rotten. */
 	MUST(world.leave_memory || world.memory.flipped || !memory_on_line() ||
-			step >= world.memory.record.step,
+			(worker->overtaken && world.rotted) || step >= world.memory.record.step,
 		"a start at step %" PRIu64 ", with step %" PRIu64 " in memory", step,
 		world.memory.record.step);
 	MUST(world.sup->run.wanted == WANTED_RUN || world.sup->state != FSM_TRAINING,
