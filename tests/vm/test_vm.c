@@ -26,11 +26,10 @@
 #define STATES 40
 #define STATES_FULL 1000
 /* What the emulation works until a cut: */
-#define DARK_MS 16000   /* at most, from the beginning */
-#define BOOTED_MS 8000  /* about then the service is started */
-#define TRAINED_PARTS 8 /* at most, from the resume: this often the status is asked for */
-#define PART_MS 1000    /* a part, on average */
-#define MUTANT_STEPS 2  /* are promised when its power goes */
+#define DARK_MS 16000  /* at most, from the beginning */
+#define BOOTED_MS 8000 /* about then the service is started */
+#define AFTER_MS 1000  /* at most, from the step that is waited for to the cut */
+#define MUTANT_STEPS 2 /* are promised when its power goes */
 #define LOG_MIB 2048
 
 static struct digest undisturbed; /* of the run's end */
@@ -240,14 +239,17 @@ static void train_and_cut(struct vm *vm, bool first, struct cut *cut, bool *ret_
 		end_supervisor(
 			vm, "systemctl kill --kill-whom=main --signal=KILL ckptd@vm", &event);
 	}
-	for (int parts = rand() % TRAINED_PARTS; parts >= 0 && !*ret_finished; parts--) {
+	/* By steps, so that a machine which emulates fast is not always done before the cut. */
+	int64_t until = cut->step + rand() % (VM_STEPS + 1 - cut->step);
+
+	do {
 		AUTO_JSON status = vm_status(vm);
 
 		cut->seen = json_get_int(status, "step", cut->seen);
 		cut->verified = status != NULL ? verified_step(status) : cut->verified;
 		*ret_finished = strcmp(json_get_text(status, "state", ""), "finished") == 0;
-		vm_work(vm, (nsec_t)(rand() % (2 * PART_MS)) * NSEC_PER_MSEC);
-	}
+	} while (cut->seen < until && !*ret_finished);
+	vm_work(vm, (nsec_t)(rand() % AFTER_MS) * NSEC_PER_MSEC);
 	vm_cut(vm);
 	cut->phase = *ret_finished ? "finished" : disk_under_way(vm->disk);
 }

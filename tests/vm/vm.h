@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define VM_STEPS 12   /* of the run in the image */
+#define VM_STEPS 20   /* of the run in the image */
 #define VM_INTERVAL 2 /* steps between its saves */
 
 struct vm {
