@@ -173,6 +173,11 @@ static void on_ladder_forked(struct ledger_job *job)
 		schedule_start(sup);
 }
 
+bool fork_is_from_start(const struct supervisor *sup)
+{
+	return sup->forking && sup->fork_pending && sup->decision.from == RESTART_FORK_START;
+}
+
 static void ladder_fork(struct supervisor *sup)
 {
 	const struct restart_decision *decision = &sup->decision;

@@ -149,10 +149,13 @@ static bool state_comes(const struct supervisor *sup)
 	return sup->has_memory && sup->memory.header.slot_count == 1 && child_alive(&sup->trainer);
 }
 
-/* The newest state, while one may still be saved: SIGPWR may come while the loop is wound up. */
+/* The newest state, while one may still be saved: SIGPWR may come while the loop is wound up. A
+ * first checkpoint beside a branch that begins at step 0 would not be on it. */
 static int state_to_save(const struct supervisor *sup, struct state_record *ret)
 {
-	return sup->state == FSM_ENDED ? -ECANCELED : memory_newest(sup, ret);
+	if (sup->state == FSM_ENDED)
+		return -ECANCELED;
+	return fork_is_from_start(sup) ? -ENOENT : memory_newest(sup, ret);
 }
 
 /* The calls that ask for a state newer than the one that was being saved, or was there at all. */
@@ -581,7 +584,7 @@ void final_save_step(struct supervisor *sup)
 	if (!sup->final.active || sup->saver.in_flight)
 		return;
 	CHECK(!child_alive(&sup->trainer));
-	if (sup->final.skip || memory_newest(sup, &record) < 0 || record.step == 0 ||
+	if (sup->final.skip || state_to_save(sup, &record) < 0 || record.step == 0 ||
 		is_saved(sup, &record)) {
 		final_save_over(sup);
 	} else if (gives_up(sup, now_ns)) {

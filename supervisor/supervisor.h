@@ -347,6 +347,8 @@ bool rollback_may_begin(const struct supervisor *sup);
 void rollback_look(struct supervisor *sup, struct call *call, const char *id);
 void rollback_fork(struct supervisor *sup);
 void recover_tick(struct supervisor *sup, nsec_t now_ns);
+/* The ladder's branch that begins at step 0 is being made: what is in memory will not be on it. */
+bool fork_is_from_start(const struct supervisor *sup);
 /* Steps of about one checkpoint interval, at least 1. */
 uint64_t interval_steps(const struct supervisor *sup);
 
