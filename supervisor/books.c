@@ -270,15 +270,13 @@ void books_store_run_work(struct ledger_job *job, void *room)
 }
 
 /* Its header says what the state needs. */
-static int ask_newest(const struct books *books, struct memory_job *memory)
+static int ask_newest(struct memory_job *memory)
 {
 	struct checkpoint_info info;
-	int fd, code;
+	int fd,
+		code = recovery_pick(
+			memory->run_dir, memory->run_fd, NULL, &info, &fd, &memory->head.job.error);
 
-	if (books->run_fd < 0)
-		return -ENOENT;
-	code = recovery_pick(
-		books->run_dir, books->run_fd, NULL, &info, &fd, &memory->head.job.error);
 	if (code < 0)
 		return code;
 	memory->section_bytes = info.section_bytes;
@@ -292,8 +290,8 @@ void books_memory_work(struct ledger_job *job, void *room)
 {
 	struct memory_job *memory = (struct memory_job *)job;
 
-	if (memory->as_newest) {
-		job->result = ask_newest(room, memory);
+	if (memory->run_dir) {
+		job->result = ask_newest(memory);
 		if (job->result < 0)
 			return;
 	}

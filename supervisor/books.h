@@ -106,9 +106,13 @@ struct memory_job {
 	uint32_t slot_count_min;
 	uint8_t run_id[RUN_ID_SIZE];
 	struct digest model_digest;
-	bool as_newest; /* size and model are those of the newest checkpoint; -ENOENT without one */
-	int fd;         /* out */
+	/* Not NULL: the run's folder; size and model are those of its newest checkpoint, and
+	 * -ENOENT without one. */
+	const char *run_dir;
+	int run_fd;
+	int fd; /* out */
 };
+/* On any ledger's thread: needs no room. */
 void books_memory_work(struct ledger_job *job, void *room);
 
 /* What only the header of a checkpoint says. */

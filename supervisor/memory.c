@@ -212,7 +212,7 @@ bool memory_ensure(struct supervisor *sup)
 	sup->memory_retry_ns = 0;
 	memory->section_bytes = sup->prepared.section_bytes;
 	memory->model_digest = sup->prepared.model_digest;
-	books_give(&sup->ledger, memory);
+	books_give(&sup->maker, memory);
 	return sup->has_memory;
 }
 
@@ -239,9 +239,10 @@ void memory_begin_ahead(struct supervisor *sup)
 		return;
 	struct memory_job *memory = memory_job(sup, on_memory_ahead, sup);
 
-	memory->as_newest = true;
+	memory->run_dir = sup->run_dir;
+	memory->run_fd = sup->run_fd;
 	sup->making_memory = true;
-	books_give(&sup->ledger, memory);
+	books_give(&sup->maker, memory);
 }
 
 void memory_release(struct supervisor *sup)

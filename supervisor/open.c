@@ -114,6 +114,8 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 	sup->config = open->config;
 	sup->config_last_good = open->last_good;
 	sup->trouble[0] = '\0';
+	if (sup->run.wanted == WANTED_RUN)
+		memory_begin_ahead(sup);
 	if (open->last_good) {
 		snprintf(sup->config_text, sizeof(sup->config_text), "%s", open->config_error.text);
 		sup_event(sup, "warning", "config-refused", "going on with last-good.conf: %s",
@@ -135,8 +137,6 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 		store_run(sup);
 	}
 	sup_event(sup, "info", "start", "run %s in %s", sup->run.id_hex, sup->run_dir);
-	if (sup->run.wanted == WANTED_RUN)
-		memory_begin_ahead(sup);
 }
 
 static void run_locked(struct supervisor *sup, const struct open_job *open)

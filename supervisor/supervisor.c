@@ -487,6 +487,10 @@ static int init_config(struct supervisor *sup, struct error *err)
 	return code;
 }
 
+static void no_room(void *room)
+{
+}
+
 static void init_loop(struct supervisor *sup)
 {
 	static const int numbers[] = {SIGTERM, SIGINT, SIGHUP, SIGPWR};
@@ -502,6 +506,7 @@ static void init_loop(struct supervisor *sup)
 		CHECK(uv_signal_start(&sup->signals[i], on_signal, numbers[i]) == 0);
 	}
 	CHECK(ledger_init(&sup->ledger, &sup->loop, books_new(), books_free) == 0);
+	CHECK(ledger_init(&sup->maker, &sup->loop, NULL, no_room) == 0);
 }
 
 int supervisor_init(struct supervisor *sup, const struct options *options, struct error *err)
@@ -560,6 +565,7 @@ static void close_signals(struct supervisor *sup)
 
 void supervisor_fini(struct supervisor *sup)
 {
+	ledger_fini(&sup->maker);
 	ledger_fini(&sup->ledger);
 	if (sup->control)
 		control_close(sup->control);

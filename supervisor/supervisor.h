@@ -1,5 +1,5 @@
 /* The service's own state, and what its files share. Everything here belongs to the loop's thread;
- * the ledger's thread sees jobs only.
+ * the threads of the two ledgers see jobs only.
  *
  *     supervisor.c  events into the table, its actions, the tick
  *     open.c        the run's folder, the preparer
@@ -248,6 +248,7 @@ struct supervisor {
 	char storage_text[TEXT_MAX];
 
 	struct ledger ledger;
+	struct ledger maker; /* of the state memory alone, which takes longer than rows may wait */
 	struct control *control;
 	struct refusals refusals;
 	uint32_t queries; /* of clients, with the ledger */
