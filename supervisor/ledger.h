@@ -1,6 +1,7 @@
 /* The one thread that may wait for a disk: it does the supervisor's database work and its small
- * durable files. A second one makes the state memory, for which no row has to wait. Jobs are done one at a time, in the order they were given, so a job that follows
- * another sees what it wrote; their answers come back on the loop.
+ * durable files. A second one makes the state memory, for which no row has to wait. Jobs are done
+ * one at a time, in the order they were given, so a job that follows another sees what it wrote;
+ * their answers come back on the loop.
  *
  * The queue is bounded. Metrics may fill half of it, then they are dropped and counted: losing them
  * costs a curve, never training. */
