@@ -148,6 +148,16 @@ static int end_of(struct onlooker *top)
 	return WEXITSTATUS(status);
 }
 
+/* At once, although nobody answers. */
+static void leave_by(struct onlooker *top, char key)
+{
+	nsec_t pressed = clock_monotonic_ns();
+
+	assert_int_equal(write(top->fd, &key, 1), 1);
+	assert_int_equal(end_of(top), 0);
+	assert_true(clock_monotonic_ns() - pressed < 5 * NSEC_PER_SEC);
+}
+
 static void p11_top_goes_on_after_a_killed_daemon(void **unused)
 {
 	static struct onlooker top;
@@ -170,11 +180,7 @@ static void p11_top_goes_on_after_a_killed_daemon(void **unused)
 	/* It can be left while nobody answers. */
 	rig_kill_supervisor(&rig);
 	await_picture(&top, NO_ANSWER, NULL);
-	assert_int_equal(write(top.fd, "q", 1), 1);
-	nsec_t pressed = clock_monotonic_ns();
-
-	assert_int_equal(end_of(&top), 0);
-	assert_true(clock_monotonic_ns() - pressed < 5 * NSEC_PER_SEC);
+	leave_by(&top, 'q');
 	assert_non_null(strstr(top.text, "\033[?1049l")); /* the terminal is as it was */
 	close(top.fd);
 	rig_close(&rig);
@@ -192,11 +198,7 @@ static void p11_ctrl_c_leaves_top_while_nobody_answers(void **unused)
 	await_picture(&top, "training", NULL);
 	rig_kill_supervisor(&rig);
 	await_picture(&top, NO_ANSWER, NULL);
-	assert_int_equal(write(top.fd, "\003", 1), 1);
-	nsec_t pressed = clock_monotonic_ns();
-
-	assert_int_equal(end_of(&top), 0);
-	assert_true(clock_monotonic_ns() - pressed < 5 * NSEC_PER_SEC);
+	leave_by(&top, '\003');
 	close(top.fd);
 	rig_close(&rig);
 }
