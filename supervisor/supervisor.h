@@ -207,7 +207,7 @@ struct supervisor {
 	struct prepared prepared;
 	struct child trainer;
 	bool trainer_ready, trainer_finished;
-	uint64_t trainer_step_begun; /* of this trainer */
+	uint64_t trainer_step_begun; /* of this trainer: where it went on, once it is ready */
 	uint64_t attempt_token;
 	nsec_t trainer_wall_ns;
 	char trainer_from[16];

@@ -120,7 +120,7 @@ static void take_ready(struct supervisor *sup, const json_t *body)
 	text_take(sup->trainer_from, sizeof(sup->trainer_from), body, "from");
 	take_plan(sup, body);
 	text_take(sup->shown.sandbox, sizeof(sup->shown.sandbox), body, "sandbox");
-	sup->shown.step_seen = step;
+	sup->shown.step_seen = sup->trainer_step_begun = step;
 	outages_trainer_ready(sup, from, step);
 	sup_event(sup, "info", "training", "trainer %d goes on from %s at step %llu on branch %llu",
 		(int)sup->trainer.pid, from, (unsigned long long)step,
