@@ -126,7 +126,10 @@ run_tests()
 		shift
 		count=$((count - 1))
 	done
-	rm -f "$build/meson-logs/testlog.txt"
+	# Once each: a test and its suite may both be named.
+	# shellcheck disable=SC2046
+	set -- $(printf '%s\n' "$@" | sort -u)
+	rm -f "$build/meson-logs/testlog.txt" "$build/meson-logs/testlog.json"
 	status=0
 	meson test -C "$build" --no-rebuild --print-errorlogs --timeout-multiplier "$patience" \
 		"$@" || status=$?
@@ -141,6 +144,13 @@ run_tests()
 	# meson takes cmocka's "not ok # SKIP" for a failure: what counts besides is how programs ended.
 	if [ $status -ne 0 ] && [ "$failed" -eq 0 ] && [ -f "$log" ]; then
 		failed=$(grep '^result: ' "$log" | grep -cv 'exit status 0$') || true
+	fi
+	# Its exit status is the number of programs that failed; anything else is a failure of its own.
+	bad=$(grep -cE '"result": "(FAIL|ERROR|TIMEOUT|INTERRUPT|UNEXPECTEDPASS)"' \
+		"$build/meson-logs/testlog.json" 2>/dev/null) || true
+	if [ "$status" -ne "${bad:-0}" ]; then
+		echo "./do: meson test ended with status $status, and $bad programs failed" >&2
+		failed=$((failed + 1))
 	fi
 	[ "$passed" -gt 0 ] || [ "$failed" -gt 0 ] || failed=1
 	echo "$passed passed, $failed failed"
