@@ -114,8 +114,6 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 	sup->config = open->config;
 	sup->config_last_good = open->last_good;
 	sup->trouble[0] = '\0';
-	if (sup->run.wanted == WANTED_RUN)
-		memory_begin_ahead(sup);
 	if (open->last_good) {
 		snprintf(sup->config_text, sizeof(sup->config_text), "%s", open->config_error.text);
 		sup_event(sup, "warning", "config-refused", "going on with last-good.conf: %s",
@@ -136,6 +134,8 @@ static void run_opened(struct supervisor *sup, struct open_job *open)
 		sup->run.power_paused = false;
 		store_run(sup);
 	}
+	if (sup->run.wanted == WANTED_RUN)
+		memory_begin_ahead(sup);
 	sup_event(sup, "info", "start", "run %s in %s", sup->run.id_hex, sup->run_dir);
 }
 
