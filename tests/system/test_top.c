@@ -32,18 +32,19 @@ struct onlooker {
 	char text[1 << 20];
 };
 
-/* Reads what there is, for at most `ms`. */
-static void listen_to(struct onlooker *top, int ms)
+/* Reads what there is, for at most `ms`; false: nothing. */
+static bool listen_to(struct onlooker *top, int ms)
 {
 	struct pollfd out = {.fd = top->fd, .events = POLLIN};
 
 	if (poll(&out, 1, ms) <= 0)
-		return;
+		return false;
 	assert_true(top->size < sizeof(top->text) - 1);
 	ssize_t n = read(top->fd, top->text + top->size, sizeof(top->text) - 1 - top->size);
 
 	top->size += n > 0 ? (size_t)n : 0;
 	top->text[top->size] = '\0';
+	return n > 0;
 }
 
 /* On a terminal: the last whole picture. Without one: all lines since the last call. */
@@ -144,6 +145,8 @@ static int end_of(struct onlooker *top)
 		assert_true(clock_monotonic_ns() < deadline);
 		listen_to(top, 20);
 	}
+	while (listen_to(top, 0)) /* its last words */
+		;
 	assert_true(WIFEXITED(status));
 	return WEXITSTATUS(status);
 }
