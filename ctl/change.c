@@ -79,20 +79,27 @@ int verb_stop(struct ctl *ctl, const struct args *args)
 		now ? "stopping without saving" : "saving, then stopping");
 }
 
-int verb_rollback(struct ctl *ctl, const struct args *args)
+/* A call that begins a branch: it answers when that is durable, after the step that runs. */
+static int call_for_branch(
+	struct ctl *ctl, const char *method, json_t *parameters, const char *what_it_does)
 {
-	const char *id = args->positional_count > 0 ? args->positional[0] : "";
 	AUTO_JSON reply = NULL;
-	/* It answers when the branch is durable, after the step that runs. */
-	int code = ctl_call(ctl, "Rollback", json_pack("{s:s}", "id", id), 0.0, &reply);
+	int code = ctl_call(ctl, method, parameters, 0.0, &reply);
 
 	if (code != CTL_OK)
 		return code;
 	if (ctl->json)
 		return ctl_print_json(ctl, reply);
-	fprintf(ctl->out, "branch %" PRId64 " goes on from step %" PRId64 "\n",
-		json_get_int(reply, "branch", 0), json_get_int(reply, "step", 0));
+	fprintf(ctl->out, "branch %" PRId64 " %s step %" PRId64 "\n",
+		json_get_int(reply, "branch", 0), what_it_does, json_get_int(reply, "step", 0));
 	return CTL_OK;
+}
+
+int verb_rollback(struct ctl *ctl, const struct args *args)
+{
+	const char *id = args->positional_count > 0 ? args->positional[0] : "";
+
+	return call_for_branch(ctl, "Rollback", json_pack("{s:s}", "id", id), "goes on from");
 }
 
 /* What happens, to whom; then it has to be typed. Without a terminal nobody can: -EINVAL. */
@@ -129,7 +136,6 @@ static int confirm_restart(struct ctl *ctl, int *ret_code, struct error *err)
 
 int verb_restart(struct ctl *ctl, const struct args *args)
 {
-	AUTO_JSON reply = NULL;
 	struct error err;
 	int code = CTL_OK;
 
@@ -141,16 +147,9 @@ int verb_restart(struct ctl *ctl, const struct args *args)
 	}
 	if (!args_flag(args, "yes") && confirm_restart(ctl, &code, &err) < 0)
 		return ctl_usage(ctl, "restart", &err);
-	/* It answers when the branch is durable, after the step that runs. */
-	if (code == CTL_OK)
-		code = ctl_call(ctl, "Restart", json_pack("{s:b}", "from_scratch", 1), 0.0, &reply);
 	if (code != CTL_OK)
 		return code;
-	if (ctl->json)
-		return ctl_print_json(ctl, reply);
-	fprintf(ctl->out, "branch %" PRId64 " begins at step %" PRId64 "\n",
-		json_get_int(reply, "branch", 0), json_get_int(reply, "step", 0));
-	return CTL_OK;
+	return call_for_branch(ctl, "Restart", json_pack("{s:b}", "from_scratch", 1), "begins at");
 }
 
 int verb_keep(struct ctl *ctl, const struct args *args)

@@ -47,8 +47,7 @@ static const struct verb verbs[] = {
 		"Goes on from checkpoint ID (the one before the newest) on a new branch."},
 	{"restart", "--from-scratch [--yes] [--json]", "from-scratch y|yes", 0, 0, verb_restart,
 		"Begins the run again at step 0 on a new branch, with the configuration of now; "
-		"asks "
-		"before, unless --yes. Checkpoints stay as retention says."},
+		"asks before, unless --yes. Checkpoints stay as retention says."},
 	{"keep", "ID [--off]", "off", 1, 1, verb_keep,
 		"Keeps checkpoint ID whatever retention says, until --off."},
 	{"verify", "[ID | FILE... | --all] [--json]", "all", 0, ARGS_MAX, verb_verify,

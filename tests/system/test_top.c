@@ -151,6 +151,19 @@ static int end_of(struct onlooker *top)
 	return WEXITSTATUS(status);
 }
 
+static void open_long_run(struct rig *rig)
+{
+	rig_open(rig, "steps_total=1000000 batch_size=1");
+	rig_start(rig, NULL);
+}
+
+static void look_at_training(struct rig *rig, struct onlooker *top)
+{
+	open_long_run(rig);
+	top_on_terminal(top, rig);
+	await_picture(top, "training", NULL);
+}
+
 /* At once, although nobody answers. */
 static void leave_by(struct onlooker *top, char key)
 {
@@ -166,10 +179,7 @@ static void p11_top_goes_on_after_a_killed_daemon(void **unused)
 	static struct onlooker top;
 	struct rig rig;
 
-	rig_open(&rig, "steps_total=1000000 batch_size=1");
-	rig_start(&rig, NULL);
-	top_on_terminal(&top, &rig);
-	await_picture(&top, "training", NULL);
+	look_at_training(&rig, &top);
 	for (int i = 0; i < 2; i++) {
 		rig_kill_supervisor(&rig);
 		/* The last picture is still there, below what is wrong with it. */
@@ -195,10 +205,7 @@ static void p11_ctrl_c_leaves_top_while_nobody_answers(void **unused)
 	static struct onlooker top;
 	struct rig rig;
 
-	rig_open(&rig, "steps_total=1000000 batch_size=1");
-	rig_start(&rig, NULL);
-	top_on_terminal(&top, &rig);
-	await_picture(&top, "training", NULL);
+	look_at_training(&rig, &top);
 	rig_kill_supervisor(&rig);
 	await_picture(&top, NO_ANSWER, NULL);
 	leave_by(&top, '\003');
@@ -213,8 +220,7 @@ static void p11_top_says_that_a_stopped_daemon_is_silent(void **unused)
 	static struct onlooker top;
 	struct rig rig;
 
-	rig_open(&rig, "steps_total=1000000 batch_size=1");
-	rig_start(&rig, NULL);
+	open_long_run(&rig);
 	rig_wait(&rig, "steps", is_step, 2);
 	kill(rig.supervisor, SIGSTOP);
 	top_on_terminal(&top, &rig);
@@ -232,8 +238,7 @@ static void p11_top_in_a_pipe_tells_both_in_lines(void **unused)
 	static struct onlooker top;
 	struct rig rig;
 
-	rig_open(&rig, "steps_total=1000000 batch_size=1");
-	rig_start(&rig, NULL);
+	open_long_run(&rig);
 	top_in_pipe(&top, &rig);
 	await_line(&top, "training");
 	rig_kill_supervisor(&rig);

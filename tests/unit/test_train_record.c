@@ -131,18 +131,18 @@ static void a_full_record_folds_what_is_superseded(void **unused)
 	assert_true(state_record_valid(&record));
 }
 
+static const struct line_branch window_at_50 = {.branch = 2,
+	.parent = 1,
+	.fork_step = 10,
+	.intervention_count = 1,
+	.interventions = {{.step = 50, .kind = INTERVENTION_SKIP_WINDOW, .value = "16"}}};
+
 /* Branch 2 asks for a window at 50, branch 3 (forked from 2 at 20) for one at 30. */
 static void a_branch_window_is_applied_at_its_step_also_on_later_branches(void **unused)
 {
 	struct line_branch branches[3] = {
 		{.branch = 1},
-		{.branch = 2,
-			.parent = 1,
-			.fork_step = 10,
-			.intervention_count = 1,
-			.interventions = {{.step = 50,
-				.kind = INTERVENTION_SKIP_WINDOW,
-				.value = "16"}}},
+		window_at_50,
 		{.branch = 3,
 			.parent = 2,
 			.fork_step = 20,
@@ -176,13 +176,7 @@ static void a_branch_from_step_0_skips_nothing_of_before(void **unused)
 {
 	struct line_branch branches[3] = {
 		{.branch = 1},
-		{.branch = 2,
-			.parent = 1,
-			.fork_step = 10,
-			.intervention_count = 1,
-			.interventions = {{.step = 50,
-				.kind = INTERVENTION_SKIP_WINDOW,
-				.value = "16"}}},
+		window_at_50,
 		{.branch = 3, .parent = 2},
 	};
 	struct line line = {.count = 3, .branches = branches, .current = 3};
