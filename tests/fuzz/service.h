@@ -33,6 +33,7 @@
 
 #include "supervisor/supervisor.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/virtual/ledger.h"
 #include "tests/virtual/loop.h"
 
 #define SERVICE_CLIENTS 8
@@ -70,8 +71,6 @@ struct service_saved {
 	uint32_t branch;
 };
 void ledger_reset(void);
-nsec_t ledger_next_ns(void);
-void ledger_advance(void);
 void ledger_note_saved(uint64_t step, uint32_t branch);
 /* Jobs that change something, ever given in this life: forks, keep marks, reloads. */
 extern uint32_t ledger_changes;

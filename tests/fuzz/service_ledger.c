@@ -18,10 +18,6 @@
 #define STEP_MAX ((uint64_t)1 << 53)
 #define QUERY_LIMIT_MAX 10000
 
-int __wrap_ledger_init(
-	struct ledger *ledger, uv_loop_t *loop, void *room, void (*room_fini)(void *room));
-int __wrap_ledger_give(struct ledger *ledger, struct ledger_job *job);
-void __wrap_ledger_fini(struct ledger *ledger);
 int __real_state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run_id,
 	const struct digest *model_digest, struct error *err);
 int __wrap_state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run_id,
@@ -30,9 +26,7 @@ int __wrap_state_create(uint64_t section_bytes, uint32_t slot_count, const uint8
 uint32_t ledger_changes;
 
 static struct books room = {.run_fd = -1, .checkpoints_fd = -1};
-static struct ledger_job *jobs, **jobs_end = &jobs;
-static uint32_t job_count, reloads;
-static nsec_t job_ns;
+static uint32_t reloads;
 static struct service_saved saved[SAVED_MAX];
 static uint32_t saved_count;
 static struct line_branch branches[SAVED_MAX];
@@ -40,7 +34,7 @@ static uint32_t branch_count;
 
 void ledger_reset(void)
 {
-	CHECK(!jobs);
+	CHECK(ledger_next_ns() == VIRTUAL_NEVER);
 	saved_count = reloads = ledger_changes = 0;
 	branches[0] = (struct line_branch){.branch = 1};
 	branch_count = 1;
@@ -222,7 +216,7 @@ static void look_at_metrics(const struct metrics_job *metrics)
 		CHECK(metrics->rows[i].step <= STEP_MAX);
 }
 
-static void do_job(struct ledger_job *job)
+void host_job(struct ledger_job *job)
 {
 	ledger_changes += job->work == books_fork_work || job->work == books_reload_work ||
 		job->work == books_keep_work || job->work == books_fork_look_work;
@@ -252,51 +246,7 @@ static void do_job(struct ledger_job *job)
 		look_at_metrics((struct metrics_job *)job);
 }
 
-/* -- the queue -- */
-
-int __wrap_ledger_init(
-	struct ledger *ledger, uv_loop_t *loop, void *unused, void (*room_fini)(void *room))
+nsec_t host_job_ns(bool idle)
 {
-	room_fini(unused);
-	ledger->open = true;
-	return 0;
-}
-
-int __wrap_ledger_give(struct ledger *ledger, struct ledger_job *job)
-{
-	if (!ledger->open)
-		return -ECANCELED;
-	if (job_count >= (uint32_t)(job->droppable ? LEDGER_JOBS_MAX / 2 : LEDGER_JOBS_MAX))
-		return -ENOBUFS;
-	job->next = NULL;
-	*jobs_end = job;
-	jobs_end = &job->next;
-	if (job_count++ == 0)
-		job_ns = virtual_now_ns + JOB_NS;
-	return 0;
-}
-
-nsec_t ledger_next_ns(void)
-{
-	return job_count > 0 ? job_ns : VIRTUAL_NEVER;
-}
-
-void ledger_advance(void)
-{
-	struct ledger_job *job = jobs;
-
-	jobs = job->next;
-	if (--job_count == 0)
-		jobs_end = &jobs;
-	job_ns = virtual_now_ns + JOB_NS / 10;
-	job->next = NULL;
-	do_job(job);
-	job->done(job);
-}
-
-void __wrap_ledger_fini(struct ledger *ledger)
-{
-	ledger->open = false;
-	while (job_count > 0)
-		ledger_advance();
+	return virtual_now_ns + (idle ? JOB_NS : JOB_NS / 10);
 }

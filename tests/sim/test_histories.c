@@ -264,10 +264,9 @@ static bool live_once(void)
 static void live(uint64_t seed, struct counts *counts)
 {
 	memset(&world, 0, offsetof(struct world, progress));
-	memset((char *)&world + offsetof(struct world, jobs), 0,
-		sizeof(world) - offsetof(struct world, jobs));
+	memset((char *)&world + offsetof(struct world, ledger_until_ns), 0,
+		sizeof(world) - offsetof(struct world, ledger_until_ns));
 	world.counts = counts;
-	world.jobs_end = &world.jobs;
 	world.pid_last = VIRTUAL_PID_FIRST;
 	virtual_reset();
 	virtual_now_ns = START_NS;

@@ -10,6 +10,7 @@
 #include "store/line.h"
 #include "store/retention.h"
 #include "supervisor/supervisor.h"
+#include "tests/virtual/ledger.h"
 #include "tests/virtual/loop.h"
 
 #define FILES_MAX 48
@@ -217,9 +218,6 @@ struct world {
 	} memory;
 	struct progress progress;
 	/* -- the ledger -- */
-	struct ledger_job *jobs, **jobs_end;
-	uint32_t job_count;
-	nsec_t job_ns; /* the first one is done at */
 	nsec_t ledger_until_ns;
 	/* -- processes and people -- */
 	struct worker workers[WORKERS_MAX];
@@ -275,9 +273,6 @@ struct file *newest_good(void);
 struct file *newest_told(void);
 struct file *find_file(uint64_t step, uint32_t branch);
 void retain(void);
-nsec_t ledger_next_ns(void);
-void ledger_advance(void);
-void ledger_lose(void);
 struct truth *truth_of(struct state_record *record);
 
 /* -- world_memory.c -- */

@@ -24,10 +24,6 @@ int __wrap_run_store(int run_fd, const struct run *run, struct error *err);
 int __wrap_run_write_last_good(int run_fd, const struct config *config, struct error *err);
 int __wrap_run_check_identity(
 	const struct run *run, const struct config *config, struct error *err);
-int __wrap_ledger_init(
-	struct ledger *ledger, uv_loop_t *loop, void *room, void (*room_fini)(void *room));
-int __wrap_ledger_give(struct ledger *ledger, struct ledger_job *job);
-void __wrap_ledger_fini(struct ledger *ledger);
 
 static struct books room = {.run_fd = FD_RUN, .checkpoints_fd = FD_CHECKPOINTS};
 
@@ -324,7 +320,7 @@ static void do_keep(struct ledger_job *job)
 		file->keep = keep->keep;
 }
 
-static void do_job(struct ledger_job *job)
+void host_job(struct ledger_job *job)
 {
 	if (job->work == books_open_work) {
 		do_open(job);
@@ -344,72 +340,9 @@ static void do_job(struct ledger_job *job)
 	}
 }
 
-static void plan_job(void)
+nsec_t host_job_ns(bool idle)
 {
-	world.job_ns = virtual_now_ns + between_ns(50 * NSEC_PER_USEC, 3 * NSEC_PER_MSEC);
-	if (world.job_ns < world.ledger_until_ns)
-		world.job_ns = world.ledger_until_ns;
-}
+	nsec_t at_ns = virtual_now_ns + between_ns(50 * NSEC_PER_USEC, 3 * NSEC_PER_MSEC);
 
-int __wrap_ledger_init(
-	struct ledger *ledger, uv_loop_t *loop, void *unused, void (*room_fini)(void *room))
-{
-	room_fini(unused);
-	ledger->open = true;
-	return 0;
-}
-
-int __wrap_ledger_give(struct ledger *ledger, struct ledger_job *job)
-{
-	if (!ledger->open)
-		return -ECANCELED;
-	if (world.job_count >= (uint32_t)(job->droppable ? LEDGER_JOBS_MAX / 2 : LEDGER_JOBS_MAX))
-		return -ENOBUFS;
-	job->next = NULL;
-	*world.jobs_end = job;
-	world.jobs_end = &job->next;
-	if (world.job_count++ == 0)
-		plan_job();
-	return 0;
-}
-
-nsec_t ledger_next_ns(void)
-{
-	return world.job_count > 0 ? world.job_ns : VIRTUAL_NEVER;
-}
-
-void ledger_advance(void)
-{
-	struct ledger_job *job = world.jobs;
-
-	world.jobs = job->next;
-	if (--world.job_count == 0)
-		world.jobs_end = &world.jobs;
-	else
-		plan_job();
-	job->next = NULL;
-	do_job(job);
-	job->done(job);
-}
-
-void __wrap_ledger_fini(struct ledger *ledger)
-{
-	if (!ledger->open)
-		return;
-	ledger->open = false;
-	while (world.job_count > 0)
-		ledger_advance();
-}
-
-/* With the process: what was not done is not done. */
-void ledger_lose(void)
-{
-	while (world.jobs) {
-		struct ledger_job *next = world.jobs->next;
-
-		free(world.jobs);
-		world.jobs = next;
-	}
-	world.jobs_end = &world.jobs;
-	world.job_count = 0;
+	return at_ns < world.ledger_until_ns ? world.ledger_until_ns : at_ns;
 }
