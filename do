@@ -139,6 +139,8 @@ run_tests()
 		skipped=$(grep -cE '^(not )?ok [0-9]+.*# SKIP' "$log") || true
 		passed=$(grep -E '^ok [0-9]+' "$log" | grep -cv '# SKIP') || true
 		failed=$(grep -E '^not ok [0-9]+' "$log" | grep -cv '# SKIP') || true
+		# meson shows what a program wrote to stderr: the failed assertion is in its TAP.
+		awk '/^(not )?ok / { told = /^not / && !/# SKIP/ } told && /^(not ok|#) /' "$log" >&2
 	fi
 	[ "$skipped" -eq 0 ] || echo "$skipped skipped: this machine cannot run them"
 	# meson takes cmocka's "not ok # SKIP" for a failure: what counts besides is how programs ended.

@@ -317,7 +317,8 @@ static bool worker_role(pid_t pid, const char *role)
 		strcmp(text + strlen(text) + 1, role) == 0;
 }
 
-static pid_t parent_of(pid_t pid)
+/* 0 for a zombie, or nobody; its state's letter in ret_state. */
+static pid_t parent_of(pid_t pid, char *ret_state)
 {
 	char path[64], text[512], *end;
 	int fd, n;
@@ -332,10 +333,13 @@ static pid_t parent_of(pid_t pid)
 		return 0;
 	text[n] = 0;
 	end = strrchr(text, ')');
-	return end && end[1] && end[2] && end[2] != 'Z' ? (pid_t)strtol(end + 4, NULL, 10) : 0;
+	if (!end || !end[1] || !end[2] || end[2] == 'Z')
+		return 0;
+	*ret_state = end[2];
+	return (pid_t)strtol(end + 4, NULL, 10);
 }
 
-pid_t rig_worker(const struct rig *rig, const char *role)
+static pid_t find_worker(const struct rig *rig, const char *role, char *ret_state)
 {
 	DIR *proc = opendir("/proc");
 	struct dirent *entry;
@@ -345,11 +349,33 @@ pid_t rig_worker(const struct rig *rig, const char *role)
 	while (!found && (entry = readdir(proc))) {
 		pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
 
-		if (pid > 0 && parent_of(pid) == rig->supervisor && worker_role(pid, role))
+		if (pid > 0 && parent_of(pid, ret_state) == rig->supervisor &&
+			worker_role(pid, role))
 			found = pid;
 	}
 	closedir(proc);
 	return found;
+}
+
+pid_t rig_worker(const struct rig *rig, const char *role)
+{
+	char state;
+
+	return find_worker(rig, role, &state);
+}
+
+pid_t rig_halted(struct rig *rig, const char *role)
+{
+	nsec_t deadline = clock_monotonic_ns() + WAIT_NS;
+	char state = '?';
+	pid_t pid;
+
+	while ((pid = find_worker(rig, role, &state)) == 0 || state != 'T') {
+		if (clock_monotonic_ns() > deadline)
+			rig_fail(rig, "no worker in role %s has stopped", role);
+		usleep(POLL_US);
+	}
+	return pid;
 }
 
 void rig_kill_supervisor(struct rig *rig)

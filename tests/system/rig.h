@@ -50,6 +50,8 @@ int rig_stop(struct rig *rig);
 void rig_kill_supervisor(struct rig *rig);
 /* The pid of the worker in this role now, or 0. */
 pid_t rig_worker(const struct rig *rig, const char *role);
+/* Waits for the worker in this role to be stopped by a fault point or a signal: its pid. */
+pid_t rig_halted(struct rig *rig, const char *role);
 
 /* One call; parameters are stolen (NULL: none). The reply's parameters, or NULL with the error's
  * name in error (may be NULL: then an error fails the test). */

@@ -204,8 +204,9 @@ static void p5_rung_5_when_all_else_failed(void **unused)
 	finish(&rig);
 }
 
-/* No checkpoint yet, and the first save is under way when the ladder would
- * begin a branch from step 0, to which it would not belong. */
+/* No checkpoint yet, and the first save is under way when the ladder would begin a branch from step
+ * 0, to which it would not belong. Trainers that begin at step 0 stop at step 20, so that the save
+ * has begun before the first of them dies, however quick it is. */
 static void p5_a_branch_from_step_0_waits_for_the_first_checkpoint(void **unused)
 {
 	char text[256];
@@ -213,10 +214,13 @@ static void p5_a_branch_from_step_0_waits_for_the_first_checkpoint(void **unused
 	pid_t saver;
 
 	rig_open(&rig, "steps_total=200 interval_steps=10 batch_size=4");
-	rig_start(&rig, "train.step@60/branch1:*:EIO,save.begin@1:*:stop");
-	rig_wait(&rig, "deaths", has_died, 3);
-	saver = rig_worker(&rig, "save");
-	assert_true(saver > 0);
+	rig_start(&rig,
+		"train.step@20/branch1:1:stop,train.step@60/branch1:*:EIO,save.begin@1:*:stop");
+	saver = rig_halted(&rig, "save");
+	kill(rig_halted(&rig, "train"), SIGCONT);
+	rig_wait(&rig, "the death of one from memory", has_died, 2);
+	kill(rig_halted(&rig, "train"), SIGCONT);
+	rig_wait(&rig, "the death of one from step 0", has_died, 3);
 	assert_true(
 		rig_event(&rig, "restart", "restart from step 0, on a new branch", 0, text) > 0);
 	{

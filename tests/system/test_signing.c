@@ -130,32 +130,6 @@ static int opened(int watch)
 	return size > 0 ? (int)(size / (ssize_t)sizeof(struct inotify_event)) : 0;
 }
 
-static char state_of(pid_t pid)
-{
-	char path[64], state = '?';
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-	FILE *file = fopen(path, "re");
-
-	if (file && fscanf(file, "%*d (%*[^)]) %c", &state) != 1)
-		state = '?';
-	if (file)
-		fclose(file);
-	return state;
-}
-
-/* A saver that a fault point has stopped. */
-static pid_t wait_for_saver(const struct rig *rig)
-{
-	pid_t pid;
-
-	for (int i = 0; (pid = rig_worker(rig, "save")) == 0 || state_of(pid) != 'T'; i++) {
-		assert_true(i < 3000);
-		usleep(10000);
-	}
-	return pid;
-}
-
 static bool is_rid_of_saver(const json_t *status, int64_t pid)
 {
 	return json_get_int(json_object_get(status, "saver"), "pid", pid) != pid;
@@ -197,7 +171,7 @@ static void p10_the_key_reaches_the_saver_alone(void **unused)
 	assert_int_equal(opened(watch), 1);
 	rig_send(&rig, "Save");
 
-	pid_t saver = wait_for_saver(&rig), trainer = rig_worker(&rig, "train");
+	pid_t saver = rig_halted(&rig, "save"), trainer = rig_worker(&rig, "train");
 
 	assert_int_equal(descriptors_of(rig.supervisor, key, NULL), 1);
 	assert_int_equal(descriptors_of(saver, key, NULL), 1);
