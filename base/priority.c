@@ -1,7 +1,12 @@
 /* See base/priority.h. */
 #include "base/priority.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -16,6 +21,30 @@ enum {
 
 static int normal; /* nice of what nobody has changed */
 
+/* Of the session that the process leads, if it does. The kernel takes one such change in 100 ms
+ * from those without rights, and -EAGAIN leaves it as it was. */
+static int set_session(pid_t leader, int nice)
+{
+	char path[32], text[64] = {0};
+	const char *is;
+	int code = 0, fd;
+
+	if (getsid(leader) != leader)
+		return 0;
+	snprintf(path, sizeof(path), "/proc/%d/autogroup", (int)leader);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno; /* a kernel without them */
+	/* "/autogroup-ID nice N" */
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		code = -errno;
+	is = strstr(text, " nice ");
+	if (is && strtol(is + 6, NULL, 10) != nice && dprintf(fd, "%d", nice) < 0)
+		code = -errno;
+	close(fd);
+	return code;
+}
+
 void priority_raise(int by)
 {
 	errno = 0;
@@ -25,9 +54,10 @@ void priority_raise(int by)
 		return;
 	normal = nice;
 	(void)setpriority(PRIO_PROCESS, 0, nice - by);
+	(void)set_session(getpid(), nice - by);
 }
 
-int priority_set(pid_t thread, int nice)
+static int set_thread(pid_t thread, int nice)
 {
 	int code = setpriority(PRIO_PROCESS, (id_t)thread, normal + nice) < 0 ? -errno : 0;
 
@@ -35,6 +65,29 @@ int priority_set(pid_t thread, int nice)
 		    nice > 0 ? BEST_EFFORT_LOWEST : AS_NICE_SAYS) < 0 &&
 		code == 0)
 		code = -errno;
+	return code;
+}
+
+int priority_set(pid_t process, int nice)
+{
+	char path[32];
+	int code = set_thread(process, nice), other = set_session(process, normal + nice);
+
+	if (code == 0)
+		code = other;
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)process);
+	DIR *threads = opendir(path);
+
+	if (!threads)
+		return code != 0 ? code : -errno;
+	for (struct dirent *entry; (entry = readdir(threads)) != NULL;) {
+		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+
+		other = thread > 0 && thread != process ? set_thread(thread, nice) : 0;
+		if (code == 0)
+			code = other;
+	}
+	closedir(threads);
 	return code;
 }
 

@@ -71,7 +71,8 @@ class Daemon:
         self.process = subprocess.Popen(
             [os.path.join(self.build, "supervisor", "ckptd"), "--state", self.state, *self.settings],
             env=dict(os.environ, CKPTD_WORKER=worker), stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True)  # as under systemd
         threading.Thread(target=self.listen, args=(self.process.stderr,), daemon=True).start()
 
     def listen(self, pipe):

@@ -11,7 +11,6 @@
 #include "supervisor/resources.h"
 #include "supervisor/text.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -485,30 +484,12 @@ void child_abort(struct child *child)
 	set_timer(child, CHILD_TIMER_ABORT, CHILD_ABORT_GRACE_MS);
 }
 
-static void set_thread_nice(const struct child *child, pid_t thread, int nice)
-{
-	int code = priority_set(thread, nice);
-
-	if (code < 0)
-		log_debug(
-			"%s[%d]: priority %d: %s", child->role, (int)thread, nice, strerror(-code));
-}
-
 void child_set_nice(struct child *child, int nice)
 {
-	char path[32];
-
 	CHECK(child->pid > 0);
-	set_thread_nice(child, child->pid, nice);
-	snprintf(path, sizeof(path), "/proc/%d/task", (int)child->pid);
-	DIR *threads = opendir(path);
-	if (!threads)
-		return;
-	for (struct dirent *entry; (entry = readdir(threads)) != NULL;) {
-		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+	int code = priority_set(child->pid, nice);
 
-		if (thread > 0 && thread != child->pid)
-			set_thread_nice(child, thread, nice);
-	}
-	closedir(threads);
+	if (code < 0)
+		log_debug("%s[%d]: priority %d: %s", child->role, (int)child->pid, nice,
+			strerror(-code));
 }

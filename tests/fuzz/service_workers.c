@@ -22,7 +22,7 @@
 uint64_t __wrap_resources_private_bytes(pid_t pid);
 uint64_t __wrap_resources_oom_kills(void);
 void __wrap_resources_limit(pid_t pid, uint64_t memory_bytes);
-int __wrap_priority_set(pid_t thread, int nice);
+int __wrap_priority_set(pid_t process, int nice);
 
 static const char *const role_names[ROLE_COUNT] = {
 	"prepare", "train", "save", "sample", "verify", "scrub", "mirror"};
@@ -63,7 +63,7 @@ void __wrap_resources_limit(pid_t pid, uint64_t memory_bytes)
 {
 }
 
-int __wrap_priority_set(pid_t thread, int nice)
+int __wrap_priority_set(pid_t process, int nice)
 {
 	return 0;
 }

@@ -217,6 +217,7 @@ static pid_t spawn(const struct rig *rig, const char *program, const char *const
 		dup2(fd, STDOUT_FILENO);
 		dup2(fd, STDERR_FILENO);
 		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nothing behind */
+		setsid();                         /* as under systemd */
 		setenv("CKPTD_WORKER", CKPTD_WORKER, 1);
 		if (fault)
 			setenv("CKPTD_FAULT", fault, 1);

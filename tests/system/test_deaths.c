@@ -15,6 +15,9 @@
 
 #include <cmocka.h>
 
+#define AHEAD 10  /* nice values of the supervisor before a trainer */
+#define BEHIND 10 /* and of a saver that nobody waits for, behind it */
+
 /* The step at which the newest trainer went on, from memory. */
 static int64_t resumed_step(struct rig *rig, int64_t after)
 {
@@ -198,14 +201,14 @@ static void p11_the_last_numbers_are_kept_and_shown(void **unused)
 	rig_close(&rig);
 }
 
-/* The caller's nice value after it has tried to go below it by 10. */
+/* The caller's nice value after it has tried to go ahead. */
 static int nice_ahead(void)
 {
 	int status;
 	pid_t child = fork();
 
 	if (child == 0) {
-		(void)setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - 10);
+		(void)setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - AHEAD);
 		_exit(getpriority(PRIO_PROCESS, 0) + 20);
 	}
 	assert_int_equal(waitpid(child, &status, 0), child);
@@ -213,16 +216,51 @@ static int nice_ahead(void)
 	return WEXITSTATUS(status) - 20;
 }
 
+/* Of the session that pid leads, where the kernel has such; else what is expected. */
+static int session_nice(pid_t pid, int expected)
+{
+	char path[64];
+	int nice;
+
+	snprintf(path, sizeof(path), "/proc/%d/autogroup", (int)pid);
+	FILE *file = fopen(path, "re");
+
+	if (!file)
+		return expected;
+	assert_int_equal(getsid(pid), pid);
+	assert_int_equal(fscanf(file, "/autogroup-%*d nice %d", &nice), 1);
+	fclose(file);
+	return nice;
+}
+
+static bool has_normal_priority(const json_t *status, int64_t usual)
+{
+	pid_t saver = (pid_t)json_get_int(json_object_get(status, "saver"), "pid", 0);
+
+	return saver > 0 && getpriority(PRIO_PROCESS, (id_t)saver) == usual &&
+		session_nice(saver, (int)usual) == usual;
+}
+
 static void supervisor_goes_ahead_of_its_workers(void **unused)
 {
-	int usual = getpriority(PRIO_PROCESS, 0);
+	int usual = getpriority(PRIO_PROCESS, 0), ahead = nice_ahead();
 	struct rig rig;
 
-	rig_open(&rig, "");
-	rig_start(&rig, NULL);
+	rig_open(&rig, "steps_total=1000000 interval_steps=5");
+	rig_start(&rig, "save.begin@1:1:stop");
 	rig_wait(&rig, "a trainer", is_training, 0);
-	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)rig.supervisor), nice_ahead());
-	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)rig_worker(&rig, "train")), usual);
+	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)rig.supervisor), ahead);
+	assert_int_equal(session_nice(rig.supervisor, ahead), ahead);
+	pid_t trainer = rig_worker(&rig, "train"), saver = rig_halted(&rig, "save");
+
+	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)trainer), usual);
+	assert_int_equal(session_nice(trainer, usual), usual);
+	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)saver), usual + BEHIND);
+	assert_int_equal(session_nice(saver, usual + BEHIND), usual + BEHIND);
+	/* Somebody waits for it now. */
+	rig_send(&rig, "Save");
+	rig_wait(&rig, "a saver of normal priority", has_normal_priority, usual);
+	kill(saver, SIGCONT);
 	assert_int_equal(rig_stop(&rig), 0);
 	rig_close(&rig);
 }
