@@ -100,7 +100,7 @@ static int copy_slot(const struct saver *saver, uint8_t *copy)
 static int take_copy(struct saver *saver, struct error *err)
 {
 	size_t bytes = saver->state.header.block_bytes;
-	int fd = memfd_create_sized("ckptd-copy", bytes, "", 0, err);
+	int fd = memfd_create_sized("ckptd-copy", bytes, bytes, "", 0, err);
 	void *copy = MAP_FAILED;
 
 	if (fd >= 0) {

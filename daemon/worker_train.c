@@ -124,13 +124,12 @@ static int load_line(struct trainer *trainer, struct error *err)
 	return r;
 }
 
-/* Everything that a step needs, laid out for the configuration in force. */
-static int lay_out_plan(struct trainer *trainer, struct error *err)
+static struct train_setup step_setup(struct trainer *trainer, const struct engine *engine)
 {
-	struct train_setup setup = {
+	return (struct train_setup){
 		.model = &trainer->model.config,
 		.table = &trainer->model.table,
-		.engine = trainer->engine.engine,
+		.engine = engine,
 		.schedule = &trainer->schedule,
 		.data = &trainer->data,
 		.rng = trainer->rng,
@@ -140,8 +139,31 @@ static int lay_out_plan(struct trainer *trainer, struct error *err)
 		.entered = on_part,
 		.context = trainer,
 	};
-	int r = train_new(&setup, &trainer->train, err);
+}
 
+/* A step for the engine that a new run would have, which nearly every run has still, and the slot
+ * that it will write. */
+static void begin_ahead(struct trainer *trainer)
+{
+	struct engine_choice choice;
+	struct error ignored; /* told when the record is known */
+
+	if (trainer_choose_engine(trainer, &trainer->config, NULL, &choice, &ignored) < 0)
+		return;
+	struct train_setup setup = step_setup(trainer, choice.engine);
+
+	ahead_begin(&trainer->ahead, &setup, &trainer->state, 1, 2);
+}
+
+/* Everything that a step needs, laid out for the configuration in force. */
+static int lay_out_plan(struct trainer *trainer, struct error *err)
+{
+	struct train_setup setup = step_setup(trainer, trainer->engine.engine);
+	int r = 0;
+
+	trainer->train = ahead_take(&trainer->ahead, setup.engine);
+	if (!trainer->train)
+		r = train_new(&setup, &trainer->train, err);
 	if (r < 0)
 		return r;
 	r = preview_new(trainer, &trainer->preview, err);
@@ -155,6 +177,7 @@ static int lay_out_plan(struct trainer *trainer, struct error *err)
 
 static void free_plan(struct trainer *trainer)
 {
+	(void)ahead_take(&trainer->ahead, NULL);
 	preview_free(trainer->preview);
 	train_free(trainer->train);
 	trainer->preview = NULL;
@@ -522,6 +545,9 @@ static int loop(struct trainer *trainer)
 		r = run_step(trainer);
 		if (r != 0)
 			return r;
+		/* The second step writes the third slot. */
+		if (!stepped)
+			ahead_begin(&trainer->ahead, NULL, &trainer->state, 2, UINT32_MAX);
 		stepped = true;
 		if (preview_is_due(trainer) &&
 			trainer->record.step < (uint64_t)trainer->config.steps_total)
@@ -538,12 +564,14 @@ int worker_train(struct worker *worker)
 	trainer.worker = worker;
 	trainer.config = worker->start.config;
 	r = open_trainer(&trainer);
-	if (r == 0)
-		r = trainer_resume(&trainer, &resume);
 	if (r == 0) {
-		worker_confine_to_previews(worker);
-		r = open_plan(&trainer);
+		begin_ahead(&trainer);
+		r = trainer_resume(&trainer, &resume);
 	}
+	if (r == 0)
+		r = open_plan(&trainer);
+	if (r == 0)
+		worker_confine_to_previews(worker);
 	if (r == 0)
 		r = say_ready(&trainer, &resume);
 	if (r == 0)

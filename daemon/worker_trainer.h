@@ -4,6 +4,7 @@
 
 #include "daemon/train/step.h"
 #include "daemon/worker.h"
+#include "daemon/worker_ahead.h"
 #include "daemon/worker_engine.h"
 #include "daemon/worker_plan.h"
 #include "daemon/worker_preview.h"
@@ -27,6 +28,7 @@ struct trainer {
 	struct state state;
 	struct progress *progress;
 	struct engine_choice engine;
+	struct ahead ahead;
 	struct train *train;
 	struct preview *preview;
 	uint64_t *sums_copy; /* of the source slot, for updates in place */

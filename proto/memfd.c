@@ -19,8 +19,8 @@
 #define SIZE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define CGROUP_ROOT "/sys/fs/cgroup"
 #define HUGE_PAGE ((size_t)2 << 20)
-#define HUGE_THREADS 2
-#define HUGE_FROM ((uint64_t)64 << 20) /* bytes; less is mapped in no time anyway */
+#define ALLOCATE_THREADS ((size_t)2)
+#define HUGE_FROM ((uint64_t)16 << 20) /* bytes; less is mapped in no time anyway */
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 /* Linux 6.1 */
 #endif
@@ -120,7 +120,7 @@ static int memory_check(const char *name, uint64_t size, struct error *err)
 		name, size >> 20, available >> 20, group < machine ? " to this control group" : "");
 }
 
-void *memfd_map(int fd, size_t bytes, bool populate)
+void *memfd_map(int fd, size_t bytes)
 {
 	uint8_t *room = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
 		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -129,8 +129,8 @@ void *memfd_map(int fd, size_t bytes, bool populate)
 		return NULL;
 	size_t before = (HUGE_PAGE - (uintptr_t)room % HUGE_PAGE) % HUGE_PAGE;
 	size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (bytes + page - 1) / page * page;
-	uint8_t *map = mmap(room + before, bytes, PROT_READ | PROT_WRITE,
-		MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0), fd, 0);
+	uint8_t *map = mmap(
+		room + before, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
 	int code = errno;
 
 	if (before > 0)
@@ -143,56 +143,59 @@ void *memfd_map(int fd, size_t bytes, bool populate)
 	return map == MAP_FAILED ? NULL : map;
 }
 
-struct huge_part {
-	int fd;
+/* Huge pages: a process that maps 1.6 GiB of small ones needs 0.2 s to begin and 0.1 s to end. The
+ * setting for shared memory is off by default and not asked here. */
+void memfd_allocate(uint8_t *map, size_t bytes)
+{
+	/* Only what has a page already is collapsed. */
+	for (size_t at = 0; at < bytes; at += HUGE_PAGE)
+		(void)madvise(map + at, 1, MADV_POPULATE_READ);
+	(void)madvise(map, bytes, MADV_COLLAPSE);
+	(void)madvise(map, bytes, MADV_POPULATE_WRITE);
+}
+
+struct part {
 	uint8_t *map;
-	uint64_t begin, end;
+	size_t bytes;
 	bool alone; /* no thread could be had */
 };
 
-static void *make_part_huge(void *context)
+static void *allocate_part(void *context)
 {
-	const struct huge_part *part = context;
+	const struct part *part = context;
 
-	/* Only what has a page already is collapsed. */
-	for (uint64_t at = part->begin; at < part->end; at += HUGE_PAGE)
-		if (pwrite(part->fd, "", 1, (off_t)at) != 1)
-			return NULL;
-	(void)madvise(part->map + part->begin, part->end - part->begin, MADV_COLLAPSE);
+	memfd_allocate(part->map, part->bytes);
 	return NULL;
 }
 
-/* Huge pages, where the kernel can: a process that maps 1.6 GiB of small ones needs 0.2 s to begin
- * and 0.1 s to end. The setting for shared memory is off by default and not asked here. What could
- * not be had is allocated as small pages after. */
-static void make_huge(int fd, uint64_t size)
+static void allocate_by_threads(int fd, uint64_t size)
 {
-	struct huge_part parts[HUGE_THREADS];
-	pthread_t threads[HUGE_THREADS];
-	uint8_t *map = size < HUGE_FROM || size > SIZE_MAX ? NULL
-							   : memfd_map(fd, (size_t)size, false);
+	struct part parts[ALLOCATE_THREADS];
+	pthread_t threads[ALLOCATE_THREADS];
+	uint8_t *map = size < HUGE_FROM || size > SIZE_MAX ? NULL : memfd_map(fd, (size_t)size);
+	size_t pages = (size_t)size / HUGE_PAGE;
 
 	if (map == NULL)
 		return;
-	for (int i = 0; i < HUGE_THREADS; i++) {
-		struct huge_part *part = &parts[i];
+	for (size_t i = 0; i < ALLOCATE_THREADS; i++) {
+		size_t begin = pages * i / ALLOCATE_THREADS;
+		size_t end = pages * (i + 1) / ALLOCATE_THREADS;
+		struct part *part = &parts[i];
 
-		part->fd = fd;
-		part->map = map;
-		part->begin = size / HUGE_PAGE * (unsigned)i / HUGE_THREADS * HUGE_PAGE;
-		part->end = size / HUGE_PAGE * (unsigned)(i + 1) / HUGE_THREADS * HUGE_PAGE;
-		part->alone = pthread_create(&threads[i], NULL, make_part_huge, part) != 0;
+		part->map = map + begin * HUGE_PAGE;
+		part->bytes = (end - begin) * HUGE_PAGE;
+		part->alone = pthread_create(&threads[i], NULL, allocate_part, part) != 0;
 		if (part->alone)
-			make_part_huge(part);
+			allocate_part(part);
 	}
-	for (int i = 0; i < HUGE_THREADS; i++)
+	for (size_t i = 0; i < ALLOCATE_THREADS; i++)
 		if (!parts[i].alone)
 			pthread_join(threads[i], NULL);
 	munmap(map, (size_t)size);
 }
 
-int memfd_create_sized(
-	const char *name, uint64_t size, const void *head, size_t head_size, struct error *err)
+int memfd_create_sized(const char *name, uint64_t size, uint64_t now, const void *head,
+	size_t head_size, struct error *err)
 {
 	int r = sys_fault(name);
 
@@ -209,12 +212,12 @@ int memfd_create_sized(
 			err, -errno, "%s: cannot make shared memory: %s", name, strerror(errno));
 	r = ftruncate(fd, (off_t)size);
 	if (r == 0) {
-		make_huge(fd, size);
-		r = fallocate(fd, 0, 0, (off_t)size);
+		allocate_by_threads(fd, now);
+		r = fallocate(fd, 0, 0, (off_t)now);
 	}
 	if (r < 0) {
 		r = errno == ENOSPC ? -ENOMEM : -errno;
-		error_set(err, r, "%s: cannot allocate %" PRIu64 " MiB: %s", name, size >> 20,
+		error_set(err, r, "%s: cannot allocate %" PRIu64 " MiB: %s", name, now >> 20,
 			strerror(-r));
 	} else if (pwrite(fd, head, head_size, 0) != (ssize_t)head_size) {
 		r = error_set(err, -EIO, "%s: cannot write its header", name);

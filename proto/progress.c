@@ -45,8 +45,8 @@ int progress_create(struct progress **ret, int *ret_fd, struct error *err)
 		uint64_t magic;
 		uint32_t version, reserved;
 	} head = {PROGRESS_MAGIC, PROGRESS_VERSION, 0};
-	int fd = memfd_create_sized(
-		"ckptd-progress", sizeof(struct progress), &head, sizeof(head), err);
+	int fd = memfd_create_sized("ckptd-progress", sizeof(struct progress),
+		sizeof(struct progress), &head, sizeof(head), err);
 
 	if (fd < 0)
 		return fd;

@@ -117,8 +117,9 @@ struct state {
 	struct state_header header;
 };
 
-/* Creates, sizes and allocates the memfd (fallocate: too little memory is -ENOMEM here, not a
- * SIGBUS later), writes the header, seals the size. Returns the descriptor (close-on-exec). */
+/* Creates and sizes the memfd, allocates it up to the end of its first slot (too little memory for
+ * all of it is -ENOMEM here, not a SIGBUS later), writes the header, seals the size. Returns the
+ * descriptor (close-on-exec). */
 int state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run_id,
 	const struct digest *model_digest, struct error *err);
 /* Whether state_create may be asked for these. */
@@ -126,7 +127,7 @@ bool state_sizes_valid(uint64_t section_bytes, uint32_t slot_count);
 /* Bytes that state_create would take. */
 uint64_t state_total_bytes(uint64_t section_bytes, uint32_t slot_count);
 
-/* Maps fd. with_slots: everything, faulted in. Checks magic, version, sizes against the file's own
+/* Maps fd. with_slots: everything. Checks magic, version, sizes against the file's own
  * size, and seals. The descriptor stays the caller's. */
 int state_map(struct state *state, int fd, bool with_slots, struct error *err);
 void state_unmap(struct state *state);
@@ -143,6 +144,8 @@ bool state_restore_header(struct state *state);
 /* The block and the sum table of a slot (maps with slots only). */
 float *state_section(const struct state *state, uint32_t slot, uint32_t section);
 uint64_t *state_sums(const struct state *state, uint32_t slot);
+/* Gives a slot its memory, if it has none yet. Whoever writes it may do so meanwhile. */
+void state_allocate(const struct state *state, uint32_t slot);
 uint64_t state_sum_count(const struct state *state);
 
 /* The newest valid record, copied and re-read until stable. -ENOENT when there is none. */

@@ -73,7 +73,9 @@ int state_create(uint64_t section_bytes, uint32_t slot_count, const uint8_t *run
 	header.total_bytes = state_total_bytes(section_bytes, slot_count);
 	memcpy(header.run_id, run_id, sizeof(header.run_id));
 	header.check = header_check(&header);
-	return memfd_create_sized("ckptd-state", header.total_bytes, &header, sizeof(header), err);
+	return memfd_create_sized("ckptd-state", header.total_bytes,
+		slots_offset(section_bytes, slot_count) + header.block_bytes, &header,
+		sizeof(header), err);
 }
 
 /* Reads and checks the header by file operations: nothing is mapped on its word alone. */
@@ -117,7 +119,7 @@ int state_map(struct state *state, int fd, bool with_slots, struct error *err)
 	if (with_slots && header.total_bytes > SIZE_MAX)
 		return error_set(err, -EOVERFLOW, "state memory: larger than the address space");
 	size_t bytes = with_slots ? (size_t)header.total_bytes : HEAD_BYTES;
-	void *map = memfd_map(fd, bytes, with_slots);
+	void *map = memfd_map(fd, bytes);
 	if (map == NULL)
 		return error_set(err, -errno, "state memory: cannot map %zu bytes: %s", bytes,
 			strerror(errno));
@@ -159,6 +161,11 @@ bool state_restore_header(struct state *state)
 		return false;
 	memcpy(state->map, &state->header, size);
 	return true;
+}
+
+void state_allocate(const struct state *state, uint32_t slot)
+{
+	memfd_allocate((uint8_t *)state_section(state, slot, 0), state->header.block_bytes);
 }
 
 uint64_t state_sum_count(const struct state *state)

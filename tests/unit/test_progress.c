@@ -216,10 +216,10 @@ static void test_p9_what_is_no_progress_page_is_refused(void **unused)
 	const uint64_t right[2] = {PROGRESS_MAGIC, PROGRESS_VERSION};
 	size_t size = sizeof(struct progress);
 
-	assert_refused(memfd_create_sized("t", size, other, sizeof(other), NULL));
-	assert_refused(memfd_create_sized("t", size, newer, sizeof(newer), NULL));
-	assert_refused(memfd_create_sized("t", size + 1, right, sizeof(right), NULL));
-	assert_refused(memfd_create_sized("t", size - 1, right, sizeof(right), NULL));
+	assert_refused(memfd_create_sized("t", size, size, other, sizeof(other), NULL));
+	assert_refused(memfd_create_sized("t", size, size, newer, sizeof(newer), NULL));
+	assert_refused(memfd_create_sized("t", size + 1, size + 1, right, sizeof(right), NULL));
+	assert_refused(memfd_create_sized("t", size - 1, size - 1, right, sizeof(right), NULL));
 	int fd = memfd_create("t", MFD_CLOEXEC);
 	assert_int_equal(ftruncate(fd, (off_t)size), 0);
 	assert_refused(fd);
