@@ -196,7 +196,7 @@ void rig_close(struct rig *rig)
 /* -- processes -- */
 
 static pid_t spawn(const struct rig *rig, const char *program, const char *const *arguments,
-	const char *output, const char *fault)
+	const char *output, bool service, const char *fault)
 {
 	const char *argv[16];
 	char path[512];
@@ -217,7 +217,8 @@ static pid_t spawn(const struct rig *rig, const char *program, const char *const
 		dup2(fd, STDOUT_FILENO);
 		dup2(fd, STDERR_FILENO);
 		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nothing behind */
-		setsid();                         /* as under systemd */
+		if (service)
+			setsid(); /* as under systemd */
 		setenv("CKPTD_WORKER", CKPTD_WORKER, 1);
 		if (fault)
 			setenv("CKPTD_FAULT", fault, 1);
@@ -251,7 +252,7 @@ int rig_run(struct rig *rig, const char *program, const char *const *arguments)
 
 	snprintf(output, sizeof(output), "%s/output", rig->dir);
 	unlink(output);
-	return wait_end(rig, spawn(rig, program, arguments, output, NULL));
+	return wait_end(rig, spawn(rig, program, arguments, output, false, NULL));
 }
 
 int rig_connect(const struct rig *rig)
@@ -277,7 +278,7 @@ void rig_start(struct rig *rig, const char *fault)
 
 	assert_int_equal(rig->supervisor, 0);
 	unlink(rig->socket);
-	rig->supervisor = spawn(rig, "supervisor/ckptd", arguments, rig->log, fault);
+	rig->supervisor = spawn(rig, "supervisor/ckptd", arguments, rig->log, true, fault);
 	while ((fd = rig_connect(rig)) < 0) {
 		if (waitpid(rig->supervisor, NULL, WNOHANG) != 0) {
 			rig->supervisor = 0;
