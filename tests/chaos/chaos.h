@@ -146,8 +146,9 @@ int supervisor_end(struct chaos *chaos, int number);
 bool fault_of_trainer(struct chaos *chaos, enum fault fault);
 bool fault_of_saver(struct chaos *chaos, enum fault fault);
 bool fault_of_supervisor(struct chaos *chaos, enum fault fault);
-/* The saver of a save that is asked for; 0 when it was faster. */
-pid_t saver_begin(struct chaos *chaos);
+/* Spoils the last save of a pause, because training would go far until a saver is found to hang:
+ * whether that could be done and was the saver's death, in these words of the log. */
+bool saver_spoil(struct chaos *chaos, bool (*spoil)(pid_t pid), const char *death);
 /* The trainer, somewhere inside a step. */
 pid_t trainer_inside_a_step(struct chaos *chaos);
 /* It went on from memory, at no older step than that one. */

@@ -151,7 +151,8 @@ static bool starve(struct chaos *chaos)
 	return starved;
 }
 
-/* A worker that has hardly begun gets no more. */
+/* A worker that has hardly begun gets no more. One that OpenBLAS has not set up yet then asks for
+ * memory for ever, until it is found to hang. */
 static bool limit_worker(pid_t pid)
 {
 	struct rlimit limit = {LIMIT_BYTES, LIMIT_BYTES};
@@ -179,22 +180,9 @@ static bool limit_trainer(struct chaos *chaos)
 	return chaos_log_says(chaos, limited, "trainer died: ", 0, line);
 }
 
-static bool limit_saver(struct chaos *chaos)
-{
-	off_t mark = chaos_log_end(chaos);
-	pid_t pid = saver_begin(chaos);
-	int64_t step = rig_step(&chaos->rig);
-	char line[512], error[64];
-	bool limited = limit_worker(pid);
-
-	json_decref(rig_call(&chaos->rig, "Save", json_pack("{s:b}", "wait", 1), error));
-	rig_wait(&chaos->rig, "a save", is_saved, step);
-	return limited && chaos_log_says(chaos, mark, "saver died: ", 0, line);
-}
-
 bool fault_of_memory(struct chaos *chaos, enum fault fault)
 {
 	return fault == STARVE_TRAINER   ? starve(chaos)
 		: fault == LIMIT_TRAINER ? limit_trainer(chaos)
-					 : limit_saver(chaos);
+					 : saver_spoil(chaos, limit_worker, "saver died: ");
 }

@@ -15,7 +15,6 @@
 #include <cmocka.h>
 
 #define DEATH_NS (30 * NSEC_PER_SEC)
-#define SAVER_HANG_NS ((4 * HANG_TIMEOUT + 20) * NSEC_PER_SEC)
 #define POLLS 400
 #define WATCHDOG_US 300000 /* until systemd would have had enough */
 
@@ -141,27 +140,31 @@ static bool is_paused(const json_t *status, int64_t value)
 	return strcmp(json_get_text(status, "state", ""), "paused") == 0;
 }
 
-pid_t saver_begin(struct chaos *chaos)
+/* The saver of a save that is asked for; 0 when it was faster. */
+static pid_t saver_begin(struct chaos *chaos)
 {
 	chaos_let_a_step_finish(chaos);
 	rig_send(&chaos->rig, "Save");
 	return wait_worker(chaos, "save");
 }
 
-/* The last save of a pause, because training would go far until a saver is found to hang. */
-static bool stop_saver(struct chaos *chaos)
+bool saver_spoil(struct chaos *chaos, bool (*spoil)(pid_t pid), const char *death)
 {
 	off_t mark = chaos_log_end(chaos);
 	char line[512];
 
 	chaos_let_a_step_finish(chaos);
 	rig_send(&chaos->rig, "Pause");
-	bool found = send_signal(wait_worker(chaos, "save"), "save", SIGSTOP) &&
-		chaos_log_says(chaos, mark, "saver died: hang", SAVER_HANG_NS, line);
+	bool spoilt = spoil(wait_worker(chaos, "save"));
 
 	rig_wait(&chaos->rig, "a pause", is_paused, 0);
 	json_decref(rig_call(&chaos->rig, "Resume", NULL, NULL));
-	return found;
+	return spoilt && chaos_log_says(chaos, mark, death, 0, line);
+}
+
+static bool stop_saver(pid_t pid)
+{
+	return send_signal(pid, "save", SIGSTOP);
 }
 
 bool fault_of_saver(struct chaos *chaos, enum fault fault)
@@ -170,7 +173,7 @@ bool fault_of_saver(struct chaos *chaos, enum fault fault)
 	bool took_effect;
 
 	if (fault == STOP_SAVER)
-		return stop_saver(chaos);
+		return saver_spoil(chaos, stop_saver, "saver died: hang");
 	off_t mark = chaos_log_end(chaos);
 	pid_t pid = saver_begin(chaos);
 	int64_t step = rig_step(&chaos->rig);
