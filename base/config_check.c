@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SCRUB_RATE_MIN 0.001 /* MiB/s: a GiB in twelve days */
+
 /* The next word of a comma-separated list, trimmed; NULL at the end. */
 static const char *next_word(const char **at, char *word, size_t size)
 {
@@ -142,6 +144,11 @@ int config_check(const struct config *config, struct error *err)
 			"[model] init is empty: give 'pytorch', 'zero_out' or a diffusers folder");
 	if (!*config->state_dir)
 		return error_set(err, -EINVAL, "[service] state_dir is empty: name a folder");
+	if (config->scrub_rate > 0 && config->scrub_rate < SCRUB_RATE_MIN)
+		return error_set(err, -EINVAL,
+			"[checkpoint] scrub_rate = %g would never be done: give 0 for no limit, or "
+			"%g MiB/s and more",
+			config->scrub_rate, SCRUB_RATE_MIN);
 	if (*config->mirror && *config->mirror != '/')
 		return error_set(err, -EINVAL,
 			"[checkpoint] mirror = %s: give an absolute path, such as /mnt/mirror",

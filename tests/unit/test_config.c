@@ -242,6 +242,7 @@ static void test_p9_settings_that_do_not_fit_together(void **unused)
 		{"beta_start", "0.3", "beta_end", "0.2", "[diffusion] beta_start"},
 		{"init", "", NULL, NULL, "[model] init"},
 		{"state_dir", "", NULL, NULL, "[service] state_dir"},
+		{"scrub_rate", "1e-300", NULL, NULL, "[checkpoint] scrub_rate = 1e-300"},
 		{"channels", "", NULL, NULL, "[model] channels"},
 		{"channels", "32,,64", NULL, NULL, "[model] channels"},
 		{"channels", "32,64,-8", NULL, NULL, "[model] channels"},
