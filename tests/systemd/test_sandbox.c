@@ -28,6 +28,7 @@
 
 #define SCORE_MAX 0.6
 #define ENDLESS "steps_total=100000000 "
+#define FIT_FOR_AMX "channels=32,32 "
 #define PROBE "/usr/local/bin/probe" /* this program, inside */
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
@@ -392,9 +393,9 @@ static int score_for_killing(pid_t pid)
 static void p10_both_processes_are_confined(void **state)
 {
 	struct machine *machine = machine_of(state);
-	struct rig rig;
+	struct rig rig, outside;
 
-	instance_start(machine, &rig, "confined", ENDLESS);
+	instance_start(machine, &rig, "confined", ENDLESS FIT_FOR_AMX);
 	pid_t supervisor = rig.supervisor = instance_pid(machine, "confined");
 	pid_t pids[] = {supervisor, rig_worker(&rig, "train")};
 
@@ -418,6 +419,20 @@ static void p10_both_processes_are_confined(void **state)
 
 		assert_string_equal(json_get_text(status, "sandbox", ""), "seccomp+landlock");
 	}
+	/* Nor does the sandbox keep the tiles of AMX, which a process must ask for, from it. */
+	rig_open(&outside, ENDLESS FIT_FOR_AMX);
+	rig_start(&outside, NULL);
+	rig_wait(&outside, "a trainer", is_training, 0);
+	{
+		AUTO_JSON there = rig_status(&outside);
+		AUTO_JSON here = rig_status(&rig);
+		const char *engine = json_get_text(json_object_get(here, "engine"), "name", "");
+
+		print_message("# the engine is %s\n", engine);
+		assert_string_equal(
+			json_get_text(json_object_get(there, "engine"), "name", "none"), engine);
+	}
+	rig_close(&outside);
 	/* When memory runs out the trainer goes first. */
 	assert_int_equal(score_for_killing(pids[0]), machine_sets_limits(machine) ? -500 : 0);
 	assert_int_equal(score_for_killing(pids[1]), 500);
