@@ -257,8 +257,8 @@ static void supervisor_goes_ahead_of_its_workers(void **unused)
 	assert_int_equal(session_nice(trainer, usual), usual);
 	assert_int_equal(getpriority(PRIO_PROCESS, (id_t)saver), usual + BEHIND);
 	assert_int_equal(session_nice(saver, usual + BEHIND), usual + BEHIND);
-	/* Somebody waits for it now. */
-	rig_send(&rig, "Save");
+	/* The trainer waits for it now. */
+	rig_send(&rig, "Pause");
 	rig_wait(&rig, "a saver of normal priority", has_normal_priority, usual);
 	kill(saver, SIGCONT);
 	assert_int_equal(rig_stop(&rig), 0);
