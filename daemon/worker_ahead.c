@@ -10,7 +10,7 @@ static void *make(void *context)
 	struct ahead *ahead = context;
 	struct error ignored; /* the trainer meets it again, and tells */
 
-	if (ahead->wants_step) {
+	if (ahead->setup.engine) {
 		/* Of this thread; the pool's own width is not touched. */
 		omp_set_num_threads(ahead->pool);
 		if (train_new(&ahead->setup, &ahead->train, &ignored) < 0)
@@ -26,11 +26,8 @@ void ahead_begin(struct ahead *ahead, const struct train_setup *setup, const str
 	uint32_t first, uint32_t end)
 {
 	CHECK(!ahead->running);
-	*ahead = (struct ahead){.wants_step = setup != NULL,
-		.pool = omp_get_max_threads(),
-		.state = state,
-		.first = first,
-		.end = end};
+	*ahead = (struct ahead){
+		.pool = omp_get_max_threads(), .state = state, .first = first, .end = end};
 	if (setup)
 		ahead->setup = *setup;
 	ahead->running = pthread_create(&ahead->thread, NULL, make, ahead) == 0;

@@ -12,10 +12,9 @@
 struct ahead {
 	pthread_t thread;
 	bool running;
-	bool wants_step;
-	int pool; /* threads, for which the step is laid out */
-	struct train_setup setup;
-	struct train *train; /* NULL: it could not be had */
+	int pool;                 /* threads, for which the step is laid out */
+	struct train_setup setup; /* engine NULL: no step */
+	struct train *train;      /* NULL: it could not be had */
 	const struct state *state;
 	uint32_t first, end; /* slots */
 };
