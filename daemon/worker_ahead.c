@@ -33,14 +33,18 @@ void ahead_begin(struct ahead *ahead, const struct train_setup *setup, const str
 	ahead->running = pthread_create(&ahead->thread, NULL, make, ahead) == 0;
 }
 
+void ahead_wait(struct ahead *ahead)
+{
+	if (ahead->running)
+		pthread_join(ahead->thread, NULL);
+	ahead->running = false;
+}
+
 struct train *ahead_take(struct ahead *ahead, const struct engine *engine)
 {
 	struct train *train;
 
-	if (!ahead->running)
-		return NULL;
-	pthread_join(ahead->thread, NULL);
-	ahead->running = false;
+	ahead_wait(ahead);
 	train = ahead->train;
 	ahead->train = NULL;
 	if (train && ahead->setup.engine != engine) {

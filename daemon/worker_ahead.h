@@ -24,6 +24,8 @@ struct ahead {
  * thread can be had nothing is made. One at a time. */
 void ahead_begin(struct ahead *ahead, const struct train_setup *setup, const struct state *state,
 	uint32_t first, uint32_t end);
-/* Waits for the thread, if one runs. The step, the caller's from then on, if it is for this engine;
- * else NULL, and what was made is freed. */
+/* Waits for the thread, if one runs. */
+void ahead_wait(struct ahead *ahead);
+/* After ahead_wait: the step, the caller's from then on, if it is for this engine; else NULL, and
+ * what was made is freed. */
 struct train *ahead_take(struct ahead *ahead, const struct engine *engine);

@@ -568,10 +568,11 @@ int worker_train(struct worker *worker)
 		begin_ahead(&trainer);
 		r = trainer_resume(&trainer, &resume);
 	}
-	if (r == 0)
-		r = open_plan(&trainer);
-	if (r == 0)
+	if (r == 0) {
+		ahead_wait(&trainer.ahead); /* only a process of one thread is confined */
 		worker_confine_to_previews(worker);
+		r = open_plan(&trainer);
+	}
 	if (r == 0)
 		r = say_ready(&trainer, &resume);
 	if (r == 0)
